@@ -1,0 +1,337 @@
+//! The record: the unit of both the wire and the segment log. What travels is what is stored, byte for byte,
+//! under a checksum made at the source.
+//!
+//! ```text
+//! offset size
+//!   0     4   magic "FWR1"
+//!   4     1   kind      (RecordKind)
+//!   5     1   codec     0 raw, 1 zstd; others reserved (sealed payloads)
+//!   6     2   reserved, 0
+//!   8     4   stored    payload bytes that follow the header
+//!  12     4   raw       payload bytes after decoding
+//!  16     8   seq       batch that the record belongs to; 0 where it belongs to none
+//!  24    16   hash      first 16 bytes of BLAKE3 over the stored payload
+//!  40     4   crc       CRC-32C over bytes 0..40
+//!  44     4   reserved, 0
+//!  48  stored payload
+//!   ..  0-7   zeros up to a multiple of 8
+//! ```
+//! All numbers little-endian.
+
+use crate::{BatchSeq, limits};
+use bytes::Bytes;
+
+/// First bytes of every record.
+pub const MAGIC: [u8; 4] = *b"FWR1";
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 48;
+
+/// What a record holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// Filler that aligns the next payload; in the log only.
+    Pad = 0,
+    /// File content: pieces of one or many files.
+    Block = 1,
+    /// A list of [`crate::Op`] in postcard's encoding.
+    Ops = 2,
+    /// A [`crate::Commit`] in postcard's encoding: ends a batch.
+    Commit = 3,
+    /// A protocol message; on the wire only.
+    Message = 16,
+}
+
+impl RecordKind {
+    fn from_u8(k: u8) -> Option<Self> {
+        Some(match k {
+            0 => Self::Pad,
+            1 => Self::Block,
+            2 => Self::Ops,
+            3 => Self::Commit,
+            16 => Self::Message,
+            _ => return None,
+        })
+    }
+}
+
+/// How a payload is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// As it is.
+    Raw = 0,
+    /// One zstd frame (RFC 8878).
+    Zstd = 1,
+}
+
+/// A decoded header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// What the payload is.
+    pub kind: RecordKind,
+    /// How it is stored.
+    pub codec: Codec,
+    /// Payload bytes behind the header.
+    pub stored: u32,
+    /// Payload bytes once decoded.
+    pub raw: u32,
+    /// The batch.
+    pub seq: BatchSeq,
+    /// Of the stored payload.
+    pub hash: [u8; 16],
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecord {
+    /// Not the magic: not a record at all.
+    #[error("no record here")]
+    Magic,
+    /// The header's own checksum is wrong.
+    #[error("record header damaged")]
+    HeaderChecksum,
+    /// A kind or codec of a later version.
+    #[error("record kind {kind} with codec {codec} is of a newer version of Farwrite")]
+    Unknown {
+        /// Kind byte.
+        kind: u8,
+        /// Codec byte.
+        codec: u8,
+    },
+    /// A length beyond [`limits::RECORD_BYTES`].
+    #[error("record of {0} bytes is over the limit")]
+    TooLarge(u64),
+    /// The payload does not match its hash.
+    #[error("record payload damaged")]
+    PayloadChecksum,
+    /// The payload does not decode to what the header promises.
+    #[error("record payload does not decode: {0}")]
+    Decode(String),
+}
+
+impl RecordHeader {
+    /// Bytes of the whole record: header, payload and padding.
+    pub fn total_bytes(&self) -> u64 {
+        HEADER_BYTES as u64 + u64::from(self.stored).next_multiple_of(8)
+    }
+
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut h = [0u8; HEADER_BYTES];
+        h[0..4].copy_from_slice(&MAGIC);
+        h[4] = self.kind as u8;
+        h[5] = self.codec as u8;
+        h[8..12].copy_from_slice(&self.stored.to_le_bytes());
+        h[12..16].copy_from_slice(&self.raw.to_le_bytes());
+        h[16..24].copy_from_slice(&self.seq.0.to_le_bytes());
+        h[24..40].copy_from_slice(&self.hash);
+        let crc = crc32c::crc32c(&h[..40]);
+        h[40..44].copy_from_slice(&crc.to_le_bytes());
+        h
+    }
+
+    /// Reads a header and checks all its bounds. The payload is not looked at.
+    pub fn decode(h: &[u8; HEADER_BYTES]) -> Result<Self, BadRecord> {
+        if h[0..4] != MAGIC {
+            return Err(BadRecord::Magic);
+        }
+        let word = |at: usize| u32::from_le_bytes(h[at..at + 4].try_into().expect("4 bytes"));
+        if crc32c::crc32c(&h[..40]) != word(40) {
+            return Err(BadRecord::HeaderChecksum);
+        }
+        let codec = match h[5] {
+            0 => Some(Codec::Raw),
+            1 => Some(Codec::Zstd),
+            _ => None,
+        };
+        let (Some(kind), Some(codec)) = (RecordKind::from_u8(h[4]), codec) else {
+            return Err(BadRecord::Unknown {
+                kind: h[4],
+                codec: h[5],
+            });
+        };
+        let (stored, raw) = (word(8), word(12));
+        if stored.max(raw) as usize > limits::RECORD_BYTES {
+            return Err(BadRecord::TooLarge(u64::from(stored.max(raw))));
+        }
+        Ok(RecordHeader {
+            kind,
+            codec,
+            stored,
+            raw,
+            seq: BatchSeq(u64::from_le_bytes(h[16..24].try_into().expect("8 bytes"))),
+            hash: h[24..40].try_into().expect("16 bytes"),
+        })
+    }
+}
+
+/// A whole record in memory: its header and its stored payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The header.
+    pub header: RecordHeader,
+    /// Stored payload, without padding.
+    pub payload: Bytes,
+}
+
+/// First 16 bytes of BLAKE3.
+pub fn hash16(bytes: &[u8]) -> [u8; 16] {
+    blake3::hash(bytes).as_bytes()[..16]
+        .try_into()
+        .expect("16 of 32 bytes")
+}
+
+impl Record {
+    /// Wraps a payload, compressed with zstd level 1 if that saves an eighth or more.
+    ///
+    /// # Panics
+    /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
+    pub fn new(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
+        assert!(
+            raw.len() <= limits::RECORD_BYTES,
+            "record payload of {} bytes",
+            raw.len()
+        );
+        let raw_len = raw.len() as u32;
+        let packed = if raw.len() >= 64 {
+            zstd::bulk::compress(&raw, 1).ok()
+        } else {
+            None
+        };
+        let (codec, payload) = match packed {
+            Some(p) if p.len() <= raw.len() - raw.len() / 8 => (Codec::Zstd, p),
+            _ => (Codec::Raw, raw),
+        };
+        let hash = hash16(&payload);
+        let header = RecordHeader {
+            kind,
+            codec,
+            stored: payload.len() as u32,
+            raw: raw_len,
+            seq,
+            hash,
+        };
+        Record {
+            header,
+            payload: payload.into(),
+        }
+    }
+
+    /// Checks a payload against its header.
+    pub fn from_parts(header: RecordHeader, payload: Bytes) -> Result<Self, BadRecord> {
+        if payload.len() != header.stored as usize || hash16(&payload) != header.hash {
+            return Err(BadRecord::PayloadChecksum);
+        }
+        Ok(Record { header, payload })
+    }
+
+    /// The payload, decoded. Never allocates more than the header's `raw`, which is bounded.
+    pub fn decode(&self) -> Result<Bytes, BadRecord> {
+        let raw = match self.header.codec {
+            Codec::Raw => self.payload.clone(),
+            Codec::Zstd => zstd::bulk::decompress(&self.payload, self.header.raw as usize)
+                .map_err(|e| BadRecord::Decode(e.to_string()))?
+                .into(),
+        };
+        if raw.len() != self.header.raw as usize {
+            return Err(BadRecord::Decode(format!(
+                "{} bytes instead of {}",
+                raw.len(),
+                self.header.raw
+            )));
+        }
+        Ok(raw)
+    }
+
+    /// Appends the whole record, padding included, to `out`.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.header.encode());
+        out.extend_from_slice(&self.payload);
+        out.resize(
+            out.len() + self.payload.len().next_multiple_of(8) - self.payload.len(),
+            0,
+        );
+    }
+
+    /// Takes one whole record off the front of `bytes`; `None` if more bytes are needed. `bytes` is left as it
+    /// was unless a record is returned.
+    pub fn parse(bytes: &mut bytes::BytesMut) -> Result<Option<Self>, BadRecord> {
+        let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let header = RecordHeader::decode(head)?;
+        if (bytes.len() as u64) < header.total_bytes() {
+            return Ok(None);
+        }
+        let mut whole = bytes.split_to(header.total_bytes() as usize);
+        let mut rest = whole.split_off(HEADER_BYTES);
+        rest.truncate(header.stored as usize);
+        Record::from_parts(header, rest.freeze()).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_a_round_trip_in_any_pieces() {
+        for raw in [
+            vec![],
+            vec![1, 2, 3],
+            vec![7; 100_000],
+            (0..=255).collect::<Vec<u8>>(),
+        ] {
+            let r = Record::new(RecordKind::Block, BatchSeq(9), raw.clone());
+            let mut bytes = Vec::new();
+            r.write_to(&mut bytes);
+            assert_eq!(bytes.len() as u64, r.header.total_bytes());
+            let mut buf = bytes::BytesMut::new();
+            for (i, b) in bytes.iter().enumerate() {
+                assert_eq!(Record::parse(&mut buf).unwrap(), None, "at {i}");
+                buf.extend_from_slice(&[*b]);
+            }
+            let back = Record::parse(&mut buf).unwrap().unwrap();
+            assert_eq!(back, r);
+            assert_eq!(back.decode().unwrap(), raw);
+            assert!(buf.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let r = Record::new(RecordKind::Ops, BatchSeq(1), b"payload".to_vec());
+        let mut bytes = Vec::new();
+        r.write_to(&mut bytes);
+        for bit in 0..(HEADER_BYTES - 4) * 8 + 7 * 8 {
+            let at = if bit / 8 < 44 { bit / 8 } else { bit / 8 + 4 };
+            let mut b = bytes::BytesMut::from(&bytes[..]);
+            b[at] ^= 1 << (bit % 8);
+            assert!(Record::parse(&mut b).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused_before_memory_is_taken() {
+        let mut h = Record::new(RecordKind::Ops, BatchSeq(1), vec![0; 10]).header;
+        h.stored = u32::MAX;
+        assert_eq!(
+            RecordHeader::decode(&h.encode()),
+            Err(BadRecord::TooLarge(u64::from(u32::MAX)))
+        );
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        let header = RecordHeader {
+            kind: RecordKind::Block,
+            codec: Codec::Zstd,
+            stored: bomb.len() as u32,
+            raw: 100,
+            seq: BatchSeq(1),
+            hash: hash16(&bomb),
+        };
+        assert!(matches!(
+            Record::from_parts(header, bomb.into()).unwrap().decode(),
+            Err(BadRecord::Decode(_))
+        ));
+    }
+}
