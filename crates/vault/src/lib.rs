@@ -1,1 +1,7 @@
-//! placeholder
+//! The vault: where the bytes are kept. One append-only log of checksummed segments per source is the truth;
+//! catalog (SQLite) and mirror (a plain tree) are projections of it and can be made anew from it at any time.
+//!
+//! Nothing here knows how records travel or which sensor saw a change, and nothing here trusts a source: a path,
+//! link, length or name from a record never reaches outside the source's own directory.
+
+pub mod segment;

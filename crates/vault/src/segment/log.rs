@@ -1,0 +1,410 @@
+//! Writes the log. It must never acknowledge what is not on the disk, never leave a batch that was refused, and
+//! never touch a byte before the last durable commit.
+
+use super::recover::{Recovered, recover};
+use super::{LogError, Place, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, sync_dir};
+use farwrite_core::op::Chain;
+use farwrite_core::record::{Codec, HEADER_BYTES};
+use farwrite_core::{BatchSeq, Commit, Op, Record, RecordKind, codec, limits};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// A segment that has reached this size is closed at the next batch.
+pub const SEGMENT_BYTES: u64 = 256 << 20;
+/// Most bytes of decoded operations in one batch.
+pub const BATCH_OPS_BYTES_MAX: u64 = 512 << 20;
+/// Bytes gathered before they are written to the file.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
+const ALIGN_FROM_BYTES: u32 = 64 << 10;
+const ALIGN: u64 = 4096;
+
+/// The writer of one source's log. There must be only one: the caller holds the source's lock.
+pub struct LogWriter {
+    dir: PathBuf,
+    segment_bytes: u64,
+    file: Option<File>,
+    /// Where the next record goes.
+    end: Place,
+    buffer: Vec<u8>,
+    /// Behind the last whole batch, in the segment of `end`.
+    committed: u64,
+    last: Option<Commit>,
+    durable: BatchSeq,
+    open: Option<OpenBatch>,
+    poisoned: Option<String>,
+}
+
+/// What is known of the batch being written.
+struct OpenBatch {
+    seq: BatchSeq,
+    chain: Chain,
+    ops: u64,
+    ops_bytes: u64,
+    blocks: Vec<u32>,
+    /// Operations that name a block which has not come yet.
+    waiting: Vec<(u64, Op)>,
+}
+
+impl LogWriter {
+    /// Opens the log in `dir` (which must exist), after bringing its end in order (see [`Recovered`]).
+    /// `known_durable`: a batch that another projection has seen, so that it was durable once; batches up to it
+    /// are kept even if damaged.
+    pub fn open(dir: &Path, known_durable: BatchSeq) -> Result<(Self, Recovered), LogError> {
+        Self::open_sized(dir, known_durable, SEGMENT_BYTES)
+    }
+
+    /// As [`LogWriter::open`] with another size of segments.
+    pub fn open_sized(
+        dir: &Path,
+        known_durable: BatchSeq,
+        segment_bytes: u64,
+    ) -> Result<(Self, Recovered), LogError> {
+        let recovered = recover(dir, known_durable)?;
+        let file = match recovered.end {
+            Some(end) => Some(open_segment(dir, end.segment)?),
+            None => None,
+        };
+        let end = recovered.end.unwrap_or(Place {
+            segment: 0,
+            offset: 0,
+        });
+        let writer = LogWriter {
+            dir: dir.to_owned(),
+            segment_bytes,
+            file,
+            end,
+            buffer: Vec::with_capacity(BUFFER_BYTES + limits::RECORD_BYTES),
+            committed: end.offset,
+            durable: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
+            last: recovered.last.clone(),
+            open: None,
+            poisoned: None,
+        };
+        Ok((writer, recovered))
+    }
+
+    /// The last whole batch, durable or not.
+    pub fn last_commit(&self) -> Option<&Commit> {
+        self.last.as_ref()
+    }
+
+    /// Behind the last whole batch: a reader may go up to here once it is durable.
+    pub fn committed_end(&self) -> Place {
+        Place {
+            segment: self.end.segment,
+            offset: self.committed,
+        }
+    }
+
+    /// The seq of the batch that is open, if one is.
+    pub fn open_batch(&self) -> Option<BatchSeq> {
+        self.open.as_ref().map(|b| b.seq)
+    }
+
+    /// Appends a `Block`, `Ops` or `Commit` record. On an error that is not I/O the whole open batch is rolled
+    /// back; on an I/O error the writer is closed for good.
+    pub fn append(&mut self, record: &Record) -> Result<Place, LogError> {
+        if let Some(why) = &self.poisoned {
+            return Err(LogError::Poisoned(why.clone()));
+        }
+        let done = self.check_and_write(record);
+        match &done {
+            Err(e) if e.is_io() => self.poisoned = Some(e.to_string()),
+            Err(_) => self.abort_batch()?,
+            Ok(_) => {}
+        }
+        done
+    }
+
+    fn check_and_write(&mut self, record: &Record) -> Result<Place, LogError> {
+        let header = &record.header;
+        if !matches!(
+            header.kind,
+            RecordKind::Block | RecordKind::Ops | RecordKind::Commit
+        ) {
+            return Err(LogError::Kind(header.kind));
+        }
+        let last = self.last.as_ref();
+        let expected = match &self.open {
+            Some(b) => b.seq,
+            None => last.map_or(BatchSeq(1), |c| c.seq.next()),
+        };
+        if header.seq != expected {
+            return Err(LogError::Sequence {
+                expected,
+                got: header.seq,
+            });
+        }
+        if self.open.is_none() {
+            self.begin_batch(expected)?;
+        }
+        let batch = self.open.as_mut().expect("begun above");
+        let commit = match header.kind {
+            RecordKind::Commit => Some(batch.check_commit(record, self.last.as_ref())?),
+            RecordKind::Ops => batch.add_ops(record).map(|()| None)?,
+            _ => batch.add_block(record).map(|()| None)?,
+        };
+        let place = self.write(record)?;
+        if let Some(commit) = commit {
+            self.last = Some(commit);
+            self.committed = self.end.offset;
+            self.open = None;
+        }
+        Ok(place)
+    }
+
+    fn begin_batch(&mut self, seq: BatchSeq) -> Result<(), LogError> {
+        if self.file.is_none() || self.end.offset >= self.segment_bytes {
+            self.roll(seq)?;
+        }
+        self.open = Some(OpenBatch {
+            seq,
+            chain: Chain::new(&self.previous_chain()),
+            ops: 0,
+            ops_bytes: 0,
+            blocks: Vec::new(),
+            waiting: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn previous_chain(&self) -> [u8; 32] {
+        self.last.as_ref().map_or([0; 32], |c| c.chain)
+    }
+
+    /// Closes the segment and starts the next one: old bytes, new header and its name are durable when it returns.
+    fn roll(&mut self, first_seq: BatchSeq) -> Result<(), LogError> {
+        if self.file.is_some() {
+            self.flush_and_sync()?;
+        }
+        let segment = self.end.segment + 1;
+        let path = segment_path(&self.dir, segment);
+        let fail = |e| LogError::io("create", &path, e);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(fail)?;
+        let header = SegmentHeader {
+            segment,
+            first_seq,
+            chain: self.previous_chain(),
+        };
+        file.write_all_at(&header.encode(), 0).map_err(fail)?;
+        file.sync_data().map_err(fail)?;
+        sync_dir(&self.dir)?;
+        self.file = Some(file);
+        self.end = Place {
+            segment,
+            offset: SEGMENT_HEADER_BYTES,
+        };
+        self.committed = SEGMENT_HEADER_BYTES;
+        Ok(())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<Place, LogError> {
+        let h = &record.header;
+        let large = h.codec == Codec::Raw && h.stored >= ALIGN_FROM_BYTES;
+        if h.kind == RecordKind::Block
+            && large
+            && let Some(pad) = pad_to_align(self.end.offset, h.seq)
+        {
+            pad.write_to(&mut self.buffer);
+            self.end.offset += pad.header.total_bytes();
+        }
+        let place = self.end;
+        record.write_to(&mut self.buffer);
+        self.end.offset += h.total_bytes();
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(place)
+    }
+
+    fn flush(&mut self) -> Result<(), LogError> {
+        let at = self.end.offset - self.buffer.len() as u64;
+        if let Some(file) = &self.file {
+            file.write_all_at(&self.buffer, at).map_err(|e| {
+                LogError::io("write", &segment_path(&self.dir, self.end.segment), e)
+            })?;
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn flush_and_sync(&mut self) -> Result<(), LogError> {
+        self.flush()?;
+        if let Some(file) = &self.file {
+            file.sync_data().map_err(|e| {
+                LogError::io("fsync", &segment_path(&self.dir, self.end.segment), e)
+            })?;
+        }
+        self.durable = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+        Ok(())
+    }
+
+    /// Puts everything appended so far on the disk; returns the last whole batch, durable now (0: none).
+    /// An error is final for this writer.
+    pub fn sync(&mut self) -> Result<BatchSeq, LogError> {
+        if let Some(why) = &self.poisoned {
+            return Err(LogError::Poisoned(why.clone()));
+        }
+        let last = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+        if self.durable == last {
+            return Ok(last);
+        }
+        if let Err(e) = self.flush_and_sync() {
+            self.poisoned = Some(e.to_string());
+            return Err(e);
+        }
+        Ok(last)
+    }
+
+    /// Drops the open batch, if any: the next record may begin it again.
+    pub fn abort_batch(&mut self) -> Result<(), LogError> {
+        if let Some(why) = &self.poisoned {
+            return Err(LogError::Poisoned(why.clone()));
+        }
+        self.open = None;
+        let flushed = self.end.offset - self.buffer.len() as u64;
+        if self.committed >= flushed {
+            self.buffer.truncate((self.committed - flushed) as usize);
+        } else {
+            self.buffer.clear();
+            let path = segment_path(&self.dir, self.end.segment);
+            if let Some(Err(e)) = self.file.as_ref().map(|f| f.set_len(self.committed)) {
+                self.poisoned = Some(e.to_string());
+                return Err(LogError::io("truncate", &path, e));
+            }
+        }
+        self.end.offset = self.committed;
+        Ok(())
+    }
+}
+
+impl OpenBatch {
+    fn add_block(&mut self, record: &Record) -> Result<(), LogError> {
+        let limit = limits::BATCH_BLOCKS_MAX;
+        if self.blocks.len() as u64 >= limit {
+            return Err(self.too_many("blocks", limit));
+        }
+        if record.header.raw as usize > limits::BLOCK_RAW_BYTES {
+            return Err(self.too_many("bytes in a block", limits::BLOCK_RAW_BYTES as u64));
+        }
+        self.blocks.push(record.header.raw);
+        self.chain.add(&record.header.hash);
+        Ok(())
+    }
+
+    fn add_ops(&mut self, record: &Record) -> Result<(), LogError> {
+        self.ops_bytes += u64::from(record.header.raw);
+        if self.ops_bytes > BATCH_OPS_BYTES_MAX {
+            return Err(self.too_many("bytes of operations", BATCH_OPS_BYTES_MAX));
+        }
+        let seq = self.seq;
+        let ops = codec::decode_ops(record).map_err(|source| LogError::Record { seq, source })?;
+        if self.ops + ops.len() as u64 > limits::BATCH_OPS_MAX {
+            return Err(self.too_many("operations", limits::BATCH_OPS_MAX));
+        }
+        for op in ops {
+            match &op {
+                Op::Write { block, .. } if *block as usize >= self.blocks.len() => {
+                    self.waiting.push((self.ops, op));
+                }
+                _ => self.check_op(self.ops, &op)?,
+            }
+            self.ops += 1;
+        }
+        self.chain.add(&record.header.hash);
+        Ok(())
+    }
+
+    fn check_op(&self, number: u64, op: &Op) -> Result<(), LogError> {
+        op.check(&self.blocks).map_err(|source| LogError::Op {
+            seq: self.seq,
+            op: number,
+            source,
+        })
+    }
+
+    fn check_commit(&self, record: &Record, last: Option<&Commit>) -> Result<Commit, LogError> {
+        let seq = self.seq;
+        let commit =
+            codec::decode_commit(record).map_err(|source| LogError::Record { seq, source })?;
+        if commit.seq != seq {
+            return Err(LogError::Sequence {
+                expected: seq,
+                got: commit.seq,
+            });
+        }
+        for (what, said, found) in [
+            ("operations", commit.ops, self.ops),
+            ("blocks", commit.blocks, self.blocks.len() as u64),
+        ] {
+            if said != found {
+                return Err(LogError::Count {
+                    seq,
+                    what,
+                    said,
+                    found,
+                });
+            }
+        }
+        for (number, op) in &self.waiting {
+            self.check_op(*number, op)?;
+        }
+        if commit.chain != self.chain.finish() {
+            return Err(LogError::Chain { seq });
+        }
+        let same_epoch = last.filter(|l| l.epoch == commit.epoch);
+        if commit.time.nsec >= 1_000_000_000 || same_epoch.is_some_and(|l| commit.time < l.time) {
+            return Err(LogError::Time { seq });
+        }
+        Ok(commit)
+    }
+
+    fn too_many(&self, what: &'static str, limit: u64) -> LogError {
+        LogError::TooMany {
+            seq: self.seq,
+            what,
+            limit,
+        }
+    }
+}
+
+fn open_segment(dir: &Path, segment: u64) -> Result<File, LogError> {
+    let path = segment_path(dir, segment);
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|e| LogError::io("open", &path, e))
+}
+
+/// The filler in front of a record at `offset` whose payload is to begin at a multiple of [`ALIGN`].
+fn pad_to_align(offset: u64, seq: BatchSeq) -> Option<Record> {
+    let head = HEADER_BYTES as u64;
+    let mut gap = (offset + head).next_multiple_of(ALIGN) - (offset + head);
+    if gap == 0 {
+        return None;
+    }
+    if gap < head {
+        gap += ALIGN;
+    }
+    let zeros = vec![0; (gap - head) as usize];
+    let header = farwrite_core::RecordHeader {
+        kind: RecordKind::Pad,
+        codec: Codec::Raw,
+        stored: zeros.len() as u32,
+        raw: zeros.len() as u32,
+        seq,
+        hash: farwrite_core::record::hash16(&zeros),
+    };
+    Some(Record {
+        header,
+        payload: zeros.into(),
+    })
+}

@@ -1,0 +1,104 @@
+//! Reads single blocks by their place, always against their checksum, with a cache of decoded ones.
+
+use super::{LogError, Place, segment_path};
+use bytes::Bytes;
+use farwrite_core::record::HEADER_BYTES;
+use farwrite_core::{Record, RecordHeader, RecordKind};
+use lru::LruCache;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Segment files kept open.
+const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
+/// Bytes of decoded blocks kept.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// Reads records out of the segments of one directory.
+pub struct SegmentFiles {
+    dir: PathBuf,
+    open: LruCache<u64, File>,
+}
+
+impl SegmentFiles {
+    /// Of the segments in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        SegmentFiles {
+            dir: dir.to_owned(),
+            open: LruCache::new(OPEN_SEGMENTS),
+        }
+    }
+
+    /// The block record at a place, checked. Damage is [`LogError::Damaged`].
+    pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
+        let path = segment_path(&self.dir, place.segment);
+        let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
+            segment: place.segment,
+            offset: place.offset,
+            seq: header.map(|h| h.seq),
+            what,
+        };
+        let fail = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => damaged("the record is cut off".into(), None),
+            std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
+            _ => LogError::io("read", &path, e),
+        };
+        if !self.open.contains(&place.segment) {
+            self.open
+                .put(place.segment, File::open(&path).map_err(fail)?);
+        }
+        let file = self.open.get(&place.segment).expect("opened above");
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact_at(&mut head, place.offset).map_err(fail)?;
+        let header = RecordHeader::decode(&head).map_err(|e| damaged(e.to_string(), None))?;
+        if header.kind != RecordKind::Block {
+            return Err(damaged("not a content block".into(), Some(header)));
+        }
+        let mut payload = vec![0; header.stored as usize];
+        file.read_exact_at(&mut payload, place.offset + HEADER_BYTES as u64)
+            .map_err(fail)?;
+        Record::from_parts(header, payload.into()).map_err(|e| damaged(e.to_string(), Some(header)))
+    }
+}
+
+/// [`SegmentFiles`] with a cache of decoded blocks.
+pub struct BlockReader {
+    files: SegmentFiles,
+    cache: LruCache<Place, Bytes>,
+    cached_bytes: usize,
+}
+
+impl BlockReader {
+    /// Of the segments in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        BlockReader {
+            files: SegmentFiles::new(dir),
+            cache: LruCache::unbounded(),
+            cached_bytes: 0,
+        }
+    }
+
+    /// A block's raw bytes.
+    pub fn read(&mut self, place: Place) -> Result<Bytes, LogError> {
+        if let Some(bytes) = self.cache.get(&place) {
+            return Ok(bytes.clone());
+        }
+        let record = self.files.read_block(place)?;
+        let bytes = record.decode().map_err(|e| LogError::Damaged {
+            segment: place.segment,
+            offset: place.offset,
+            seq: Some(record.header.seq),
+            what: e.to_string(),
+        })?;
+        self.cached_bytes += bytes.len();
+        self.cache.put(place, bytes.clone());
+        while self.cached_bytes > CACHE_BYTES {
+            match self.cache.pop_lru() {
+                Some((_, b)) => self.cached_bytes -= b.len(),
+                None => break,
+            }
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,187 @@
+//! Brings the end of a log in order after a crash: everything up to the last whole batch stays, a torn tail goes.
+//! It must never cut off a batch that is known to have been durable, and whatever it cuts that looks like a whole
+//! batch is kept beside the log.
+
+use super::scan::{Damage, Found, Scan};
+use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments, segment_path, sync_dir};
+use farwrite_core::op::Chain;
+use farwrite_core::{BatchSeq, Commit, Record, RecordKind, codec};
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The last whole batch.
+    pub last: Option<Commit>,
+    /// Where the log ends; `None` if there is no segment yet.
+    pub end: Option<Place>,
+    /// Bytes cut off the end.
+    pub dropped_bytes: u64,
+    /// Where cut bytes were put that held whole commits.
+    pub set_aside: Vec<PathBuf>,
+    /// Damage in front of the last whole batch, in the last segment.
+    pub damage: Vec<Damage>,
+}
+
+/// See [`Recovered`]. Scans the last segment only, and the one before if the last holds no batch.
+pub(super) fn recover(dir: &Path, known_durable: BatchSeq) -> Result<Recovered, LogError> {
+    let mut out = Recovered::default();
+    let segments = list_segments(dir)?;
+    for (i, &segment) in segments.iter().enumerate().rev() {
+        let mut tail = Tail::scan(dir, segment, known_durable)?;
+        if tail.last.is_none() && i > 0 {
+            out.dropped_bytes += tail.len;
+            remove_segment(dir, segment, &tail, &mut out)?;
+            continue;
+        }
+        out.dropped_bytes += tail.len - tail.end;
+        truncate(dir, segment, &tail, &mut out)?;
+        if tail.last.is_none() && !tail.header_ok {
+            // Nothing but a torn header of the very first segment.
+            remove_segment(dir, segment, &tail, &mut out)?;
+            return Ok(out);
+        }
+        tail.damage.retain(|d| d.place.offset < tail.end);
+        out.damage = tail.damage;
+        out.last = tail.last;
+        out.end = Some(Place {
+            segment,
+            offset: tail.end,
+        });
+        return Ok(out);
+    }
+    Ok(out)
+}
+
+/// What a scan of the last segment says.
+struct Tail {
+    len: u64,
+    /// Behind the last commit that counts.
+    end: u64,
+    last: Option<Commit>,
+    damage: Vec<Damage>,
+    header_ok: bool,
+    /// There are commits behind `end`.
+    lost_commits: bool,
+}
+
+/// The batch being scanned.
+struct Pending {
+    /// `None` once it cannot be computed any more.
+    chain: Option<Chain>,
+}
+
+impl Tail {
+    fn scan(dir: &Path, segment: u64, known_durable: BatchSeq) -> Result<Tail, LogError> {
+        let mut scan = Scan::open(dir, segment)?;
+        let path = segment_path(dir, segment);
+        let len = std::fs::metadata(&path)
+            .map_err(|e| LogError::io("look at", &path, e))?
+            .len();
+        let header = scan.header().ok().copied();
+        let mut tail = Tail {
+            len,
+            end: len.min(SEGMENT_HEADER_BYTES),
+            last: None,
+            damage: Vec::new(),
+            header_ok: header.is_some(),
+            lost_commits: false,
+        };
+        let mut next_seq = header.map(|h| h.first_seq);
+        let mut pending = Pending::new(header.map(|h| h.chain));
+        let mut cut = false;
+        while let Some(found) = scan.next_found()? {
+            match found {
+                Found::Damage(d) => {
+                    tail.damage.push(d);
+                    pending.chain = None;
+                }
+                Found::Record { record, .. } if record.header.kind == RecordKind::Commit => {
+                    let Ok(commit) = codec::decode_commit(&record) else {
+                        pending.chain = None;
+                        continue;
+                    };
+                    let links = pending.links_to(&commit)
+                        && next_seq.is_none_or(|expected| expected == commit.seq);
+                    if cut || (!links && commit.seq > known_durable) {
+                        cut = true;
+                        tail.lost_commits = true;
+                        continue;
+                    }
+                    tail.end = scan.place().offset;
+                    next_seq = Some(commit.seq.next());
+                    pending = Pending::new(Some(commit.chain));
+                    tail.last = Some(commit);
+                }
+                Found::Record { record, .. } => pending.add(&record),
+            }
+        }
+        Ok(tail)
+    }
+}
+
+impl Pending {
+    fn new(previous: Option<[u8; 32]>) -> Self {
+        Pending {
+            chain: previous.map(|p| Chain::new(&p)),
+        }
+    }
+
+    fn add(&mut self, record: &Record) {
+        if record.header.kind != RecordKind::Pad
+            && let Some(chain) = &mut self.chain
+        {
+            chain.add(&record.header.hash);
+        }
+    }
+
+    fn links_to(&self, commit: &Commit) -> bool {
+        self.chain
+            .as_ref()
+            .is_some_and(|c| c.finish() == commit.chain)
+    }
+}
+
+fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Result<(), LogError> {
+    let path = segment_path(dir, segment);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|e| LogError::io("open", &path, e))?;
+    if tail.lost_commits {
+        let aside = path.with_extension(format!("cut-{}", tail.end));
+        std::fs::copy(&path, &aside).map_err(|e| LogError::io("copy", &path, e))?;
+        std::fs::File::open(&aside)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| LogError::io("fsync", &aside, e))?;
+        sync_dir(dir)?;
+        out.set_aside.push(aside);
+    }
+    if tail.end < tail.len {
+        file.set_len(tail.end)
+            .map_err(|e| LogError::io("truncate", &path, e))?;
+    }
+    // What was read may still be in memory only: it counts as durable from here on.
+    file.sync_all()
+        .map_err(|e| LogError::io("fsync", &path, e))?;
+    sync_dir(dir)
+}
+
+fn remove_segment(
+    dir: &Path,
+    segment: u64,
+    tail: &Tail,
+    out: &mut Recovered,
+) -> Result<(), LogError> {
+    let path = segment_path(dir, segment);
+    if tail.lost_commits {
+        let aside = path.with_extension("cut-0");
+        std::fs::rename(&path, &aside).map_err(|e| LogError::io("rename", &path, e))?;
+        out.set_aside.push(aside);
+    } else {
+        std::fs::remove_file(&path).map_err(|e| LogError::io("remove", &path, e))?;
+    }
+    sync_dir(dir)
+}

@@ -1,0 +1,273 @@
+//! The segment log under crashes and damage.
+
+mod common;
+
+use common::{Maker, Rng, file_meta, link, set, write};
+use farwrite_core::{BatchSeq, NodeId, Op, Record};
+use farwrite_vault::segment::*;
+use std::path::Path;
+
+fn small_batches(maker: &mut Maker, n: usize) -> Vec<Vec<Record>> {
+    (0..n)
+        .map(|i| {
+            let node = maker.node();
+            let body = format!("content of file {i}").into_bytes();
+            let ops = [
+                set(node, file_meta(body.len() as u64, i as i64)),
+                link(NodeId::ROOT, format!("f{i}"), node),
+                write(node, 0, 0, 0, body.len() as u32),
+            ];
+            maker.batch(&ops, &[body])
+        })
+        .collect()
+}
+
+fn open(dir: &Path, known: u64, segment_bytes: u64) -> (LogWriter, Recovered) {
+    LogWriter::open_sized(dir, BatchSeq(known), segment_bytes).unwrap()
+}
+
+fn append(log: &mut LogWriter, record: &Record) {
+    log.append(record).unwrap();
+}
+
+fn read_all(dir: &Path, end: Place) -> Vec<LoggedBatch> {
+    let mut r = BatchReader::open(dir, None).unwrap();
+    std::iter::from_fn(|| r.next_batch(end).unwrap()).collect()
+}
+
+#[test]
+fn what_was_written_is_read_back_across_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, r) = open(dir.path(), 0, 600);
+    assert!(r.last.is_none() && r.end.is_none());
+    let batches = small_batches(&mut Maker::new(), 20);
+    for record in batches.iter().flatten() {
+        log.append(record).unwrap();
+    }
+    assert_eq!(log.sync().unwrap(), BatchSeq(20));
+    assert!(list_segments(dir.path()).unwrap().len() > 5);
+    let back = read_all(dir.path(), log.committed_end());
+    assert_eq!(back.len(), 20);
+    for (i, b) in back.iter().enumerate() {
+        assert_eq!((b.commit.seq, b.ops.len()), (BatchSeq(i as u64 + 1), 3));
+        assert!(b.damage.is_empty());
+        let bytes = BlockReader::new(dir.path())
+            .read(b.blocks[0].place)
+            .unwrap();
+        assert_eq!(bytes, format!("content of file {i}").as_bytes());
+    }
+    drop(log);
+    let (log, r) = open(dir.path(), 0, 600);
+    assert_eq!(r.last.as_ref().map(|c| c.seq), Some(BatchSeq(20)));
+    assert_eq!(r.dropped_bytes, 0);
+    assert_eq!(log.last_commit().unwrap().seq, BatchSeq(20));
+}
+
+#[test]
+fn a_log_cut_at_any_byte_keeps_every_whole_batch_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let mut maker = Maker::new();
+    let batches = small_batches(&mut maker, 3);
+    let mut ends = Vec::new();
+    for b in &batches {
+        b.iter().for_each(|r| append(&mut log, r));
+        ends.push(log.committed_end().offset);
+    }
+    log.sync().unwrap();
+    let whole = std::fs::read(segment_path(dir.path(), 1)).unwrap();
+    for cut in 0..=whole.len() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(segment_path(dir.path(), 1), &whole[..cut]).unwrap();
+        let (mut log, r) = open(dir.path(), 0, u64::MAX);
+        let kept = ends.iter().filter(|e| **e <= cut as u64).count();
+        assert_eq!(r.last.map_or(0, |c| c.seq.0), kept as u64, "cut at {cut}");
+        for b in &batches[kept..] {
+            b.iter().for_each(|r| append(&mut log, r));
+        }
+        assert_eq!(log.sync().unwrap(), BatchSeq(3));
+        assert_eq!(
+            std::fs::read(segment_path(dir.path(), 1)).unwrap(),
+            whole,
+            "cut at {cut}"
+        );
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_never_taken_for_data_and_the_rest_stays_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    for r in small_batches(&mut Maker::new(), 3).iter().flatten() {
+        log.append(r).unwrap();
+    }
+    log.sync().unwrap();
+    let end = log.committed_end();
+    drop(log);
+    let path = segment_path(dir.path(), 1);
+    let whole = std::fs::read(&path).unwrap();
+    let clean = read_all(dir.path(), end);
+    let mut scan = Scan::open(dir.path(), 1).unwrap();
+    let last_commit = std::iter::from_fn(|| scan.next_found().unwrap())
+        .filter_map(|f| match f {
+            Found::Record { place, .. } => Some(Damage {
+                place,
+                bytes: 0,
+                seq: None,
+                header: None,
+                what: String::new(),
+            }),
+            Found::Damage(_) => None,
+        })
+        .last()
+        .unwrap();
+    for at in 64..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        let (_, r) = open(dir.path(), 3, u64::MAX);
+        let in_last_commit = at as u64 >= last_commit.place.offset;
+        let last = r.last.map_or(0, |c| c.seq.0);
+        assert!(
+            last == 3 || (in_last_commit && last == 2),
+            "byte {at}: {last}"
+        );
+        std::fs::write(&path, &bytes).unwrap();
+        let mut reader = BlockReader::new(dir.path());
+        for (b, c) in read_all(dir.path(), end).iter().zip(&clean) {
+            if b.damage.is_empty() {
+                assert_eq!(b.ops, c.ops, "byte {at}");
+            }
+            if let Some(Ok(bytes)) = b.blocks.first().map(|p| reader.read(p.place)) {
+                assert_eq!(
+                    bytes,
+                    format!("content of file {}", b.commit.seq.0 - 1).as_bytes()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_torn_batch_in_front_of_a_whole_one_is_cut_unless_it_was_durable_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let batches = small_batches(&mut Maker::new(), 3);
+    for r in batches[0].iter() {
+        log.append(r).unwrap();
+    }
+    let torn = log.committed_end().offset as usize + 50;
+    for r in batches[1..].iter().flatten() {
+        log.append(r).unwrap();
+    }
+    log.sync().unwrap();
+    drop(log);
+    let path = segment_path(dir.path(), 1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[torn] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (_, r) = open(dir.path(), 2, u64::MAX);
+    assert_eq!(
+        r.last.unwrap().seq,
+        BatchSeq(3),
+        "batch 2 was durable: kept and named"
+    );
+    assert_eq!(r.damage.len(), 1);
+    assert_eq!(r.damage[0].seq, Some(BatchSeq(2)));
+    let (_, r) = open(dir.path(), 1, u64::MAX);
+    assert_eq!(
+        r.last.unwrap().seq,
+        BatchSeq(1),
+        "batch 2 was never durable"
+    );
+    assert_eq!(std::fs::read(&r.set_aside[0]).unwrap(), bytes);
+}
+
+#[test]
+fn a_batch_that_lies_about_itself_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let mut maker = Maker::new();
+    let good = small_batches(&mut maker, 2);
+    good[0].iter().for_each(|r| append(&mut log, r));
+    log.sync().unwrap();
+    let before = std::fs::read(segment_path(dir.path(), 1)).unwrap();
+
+    // A record left out, one twice, the next batch's, another kind.
+    assert!(matches!(
+        log.append(&good[0][0]),
+        Err(LogError::Sequence { .. })
+    ));
+    log.append(&good[1][0]).unwrap();
+    assert!(matches!(
+        log.append(&good[1][2]),
+        Err(LogError::Count { .. })
+    ));
+    log.append(&good[1][0]).unwrap();
+    log.append(&good[1][0]).unwrap();
+    log.append(&good[1][1]).unwrap();
+    assert!(log.append(&good[1][2]).is_err());
+    let foreign = Maker {
+        chain: [9; 32],
+        seq: BatchSeq(1),
+        ..Maker::new()
+    }
+    .batch(&[], &[]);
+    assert!(matches!(
+        log.append(&foreign[0]),
+        Err(LogError::Chain { .. })
+    ));
+    let hostile = Maker {
+        chain: maker.chain,
+        seq: BatchSeq(1),
+        ..Maker::new()
+    }
+    .batch(
+        &[Op::Hole {
+            node: NodeId(2),
+            offset: u64::MAX,
+            len: 9,
+        }],
+        &[],
+    );
+    assert!(matches!(log.append(&hostile[0]), Err(LogError::Op { .. })));
+    let no_block = Maker {
+        seq: BatchSeq(1),
+        ..Maker::new()
+    }
+    .batch(&[write(NodeId(2), 0, 3, 0, 1)], &[]);
+    log.append(&no_block[0]).unwrap();
+    assert!(matches!(log.append(&no_block[1]), Err(LogError::Op { .. })));
+    log.sync().unwrap();
+    assert_eq!(std::fs::read(segment_path(dir.path(), 1)).unwrap(), before);
+
+    good[1].iter().for_each(|r| append(&mut log, r));
+    assert_eq!(log.sync().unwrap(), BatchSeq(2));
+}
+
+#[test]
+fn large_raw_payloads_are_aligned_and_an_aborted_batch_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let mut maker = Maker::new();
+    let mut rng = Rng(3);
+    let blocks: Vec<Vec<u8>> = (0..5).map(|i| rng.bytes(64 * 1024 + i * 8)).collect();
+    let records = maker.batch(&[], &blocks);
+    for r in &records[..3] {
+        log.append(r).unwrap();
+    }
+    log.abort_batch().unwrap();
+    let places: Vec<Place> = records.iter().map(|r| log.append(r).unwrap()).collect();
+    assert!(
+        places[..5].iter().all(|p| (p.offset + 48) % 4096 == 0),
+        "{places:?}"
+    );
+    log.sync().unwrap();
+    let b = &read_all(dir.path(), log.committed_end())[0];
+    for (i, p) in b.blocks.iter().enumerate() {
+        assert_eq!(
+            BlockReader::new(dir.path()).read(p.place).unwrap(),
+            blocks[i]
+        );
+    }
+}
