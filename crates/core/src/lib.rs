@@ -4,9 +4,12 @@
 //! Nothing here does I/O or reads a clock. The other crates (`capture`, `schedule`, `transfer`,
 //! `vault`) never see each other: whatever passes between them is a type of this crate.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod change;
 pub mod clock;
 pub mod codec;
+pub mod command;
 pub mod exclude;
 pub mod extent;
 pub mod history;
@@ -20,6 +23,7 @@ pub mod time;
 
 pub use change::{Change, ChangeOp, Guarantee};
 pub use clock::{Clock, SystemClock};
+pub use command::{BackupCommand, Target, What};
 pub use extent::{Extent, ExtentSet};
 pub use ids::{BatchSeq, ChangeSeq, Epoch, FileId, NodeId, SourceName};
 pub use meta::{Kind, Meta, Origin};

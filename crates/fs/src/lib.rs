@@ -1,1 +1,27 @@
-//! placeholder
+//! File trees through directory handles, for both ends: the source reads with it, the mirror and the restore
+//! write with it.
+//!
+//! Every access is a name relative to an open directory and never follows a symbolic link, so nothing that
+//! another process plants in a tree leads outside, and paths longer than `PATH_MAX` work.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod attrs;
+mod data;
+mod dir;
+mod stat;
+mod xattr;
+
+pub use attrs::{Skipped, apply_meta, apply_meta_fd, read_meta, read_meta_with};
+pub use data::{Segment, data_segments, next_segment, punch_hole};
+pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
+pub use stat::Stat;
+pub use xattr::{list_xattrs, set_xattrs};
+
+use rustix::io::Errno;
+use std::io;
+
+/// Is it "there is nothing of that name"? Also a path through something that is not a directory.
+pub fn is_absent(e: &io::Error) -> bool {
+    matches!(Errno::from_io_error(e), Some(Errno::NOENT | Errno::NOTDIR))
+}

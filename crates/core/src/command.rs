@@ -1,0 +1,72 @@
+//! The backup command: what the schedule-processing unit tells the network backup unit to look at.
+
+use crate::{BytePath, ChangeSeq, ExtentSet, FileId, Name, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// One backup command. Has at least the changed file's path.
+///
+/// It says where to look, not what is there: the backup unit compares the file with what it last sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupCommand {
+    /// Path as of the last message about it; for people and for excludes.
+    pub path: BytePath,
+    /// What to look at.
+    pub target: Target,
+    /// Why.
+    pub what: What,
+    /// The bytes that changed, if the sensor knew them all; `None`: find out.
+    pub extents: Option<ExtentSet>,
+    /// First message that this command stands for. Its journal entry is kept until the command's batch is acked.
+    pub first: ChangeSeq,
+    /// Time of that message.
+    pub since: Timestamp,
+    /// How often the backup unit has put it off.
+    pub attempts: u32,
+}
+
+/// What a command is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Target {
+    /// A name in a directory.
+    Name {
+        /// The directory.
+        dir: FileId,
+        /// The name.
+        name: Name,
+    },
+    /// A file whatever its name.
+    File(FileId),
+    /// A directory itself: its attributes; with [`What::compare`] the names in it too.
+    Directory(FileId),
+}
+
+/// What may have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct What {
+    /// The name came, went, or names something else.
+    pub name: bool,
+    /// The name went away by a rename: it may be found elsewhere.
+    pub moved: bool,
+    /// Content.
+    pub data: bool,
+    /// Attributes.
+    pub attr: bool,
+    /// Every entry of the directory.
+    pub compare: bool,
+    /// With `compare`: everything below, too.
+    pub recursive: bool,
+}
+
+impl What {
+    /// Both together.
+    pub fn or(self, o: What) -> What {
+        What {
+            name: self.name | o.name,
+            moved: self.moved | o.moved,
+            data: self.data | o.data,
+            attr: self.attr | o.attr,
+            compare: self.compare | o.compare,
+            recursive: self.recursive | o.recursive,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Extended attributes (xattr(7)), POSIX ACLs among them.
+
+use crate::Dir;
+use farwrite_core::meta::Xattr;
+use farwrite_core::{Name, limits};
+use rustix::fs::{XattrFlags, lgetxattr, llistxattr, lremovexattr, lsetxattr};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Is the attribute one that we keep? What a filesystem makes up itself (`system.` but for ACLs, `btrfs.`,
+/// `afs.` ...) belongs to the machine, not to the file.
+pub(crate) fn kept(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security."]
+        .iter()
+        .any(|p| name.starts_with(p))
+        || name == b"system.posix_acl_access"
+        || name == b"system.posix_acl_default"
+}
+
+/// All attributes of `name` in `dir` (`None`: of `dir` itself), sorted by name, not following a link. A
+/// filesystem without any gives none. `InvalidData` if they are over [`limits::XATTR_BYTES`].
+pub fn list_xattrs(dir: &Dir, name: Option<&Name>) -> io::Result<Vec<Xattr>> {
+    // A link to /proc/self/fd/N itself must be followed, so a bare handle gets a "/.".
+    let path = match name {
+        Some(_) => dir.proc_path(name),
+        None => dir.proc_path(None).join("."),
+    };
+    let mut names = Vec::new();
+    read_grown(&mut names, |buf| llistxattr(&path, buf))?;
+    let mut out = Vec::new();
+    let mut total = 0;
+    for n in names
+        .split(|&b| b == 0)
+        .filter(|n| !n.is_empty() && kept(n))
+    {
+        let mut value = Vec::new();
+        match read_grown(&mut value, |buf| {
+            lgetxattr(&path, OsStr::from_bytes(n), buf)
+        }) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => continue,
+            other => other?,
+        }
+        total += n.len() + value.len();
+        if total > limits::XATTR_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "extended attributes too large",
+            ));
+        }
+        out.push(Xattr {
+            name: n.to_vec(),
+            value,
+        });
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Makes the attributes of `name` those of `want`: sets what differs, removes what is not wanted. Returns how many
+/// could not be set or removed for lack of privilege or of support by the filesystem.
+pub fn set_xattrs(
+    dir: &Dir,
+    name: Option<&Name>,
+    want: &[Xattr],
+    have: &[Xattr],
+) -> io::Result<u32> {
+    let path = match name {
+        Some(_) => dir.proc_path(name),
+        None => dir.proc_path(None).join("."),
+    };
+    let mut skipped = 0;
+    for x in want.iter().filter(|x| !have.contains(x)) {
+        skipped += tolerate(lsetxattr(
+            &path,
+            OsStr::from_bytes(&x.name),
+            &x.value,
+            XattrFlags::empty(),
+        ))?;
+    }
+    for x in have
+        .iter()
+        .filter(|h| !want.iter().any(|w| w.name == h.name))
+    {
+        skipped += tolerate(remove(&path, &x.name))?;
+    }
+    Ok(skipped)
+}
+
+fn remove(path: &Path, name: &[u8]) -> rustix::io::Result<()> {
+    match lremovexattr(path, OsStr::from_bytes(name)) {
+        Err(Errno::NODATA) => Ok(()),
+        other => other,
+    }
+}
+
+fn tolerate(r: rustix::io::Result<()>) -> io::Result<u32> {
+    match r {
+        Ok(()) => Ok(0),
+        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(1),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Calls `f` with buffers growing up to 64 KiB, the kernel's own limit for one list or value.
+fn read_grown(
+    out: &mut Vec<u8>,
+    mut f: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<()> {
+    out.resize(256, 0);
+    loop {
+        match f(&mut out[..]) {
+            Ok(n) => {
+                out.truncate(n);
+                return Ok(());
+            }
+            Err(Errno::RANGE) if out.len() < 65536 => out.resize(65536, 0),
+            Err(Errno::OPNOTSUPP) => {
+                out.clear();
+                return Ok(());
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

@@ -1,0 +1,605 @@
+//! The dirty set: what is to be looked at, each thing once, in the order in which the messages came.
+//!
+//! Keyed by identity (directory and name, or file), not by path, so that a rename of a directory above
+//! changes no entry. Bounded: beyond its limit the names of the fullest directories collapse into "compare
+//! this directory", and if that does not help, everything into "compare this tree".
+
+use farwrite_core::command::{BackupCommand, Target, What};
+use farwrite_core::{
+    BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Name, Timestamp, limits,
+};
+use std::collections::{BTreeMap, HashMap};
+
+/// See the module.
+#[derive(Debug)]
+pub struct DirtySet {
+    entries: HashMap<Target, Entry>,
+    order: BTreeMap<u64, Target>,
+    firsts: BTreeMap<ChangeSeq, (u32, Timestamp)>,
+    next_ticket: u64,
+    drains: u64,
+    limit: usize,
+    collapsed: u64,
+    roots: Vec<(FileId, BytePath)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ticket: u64,
+    command: BackupCommand,
+    /// Not before this many drains of the sensor.
+    after_drain: u64,
+}
+
+/// Commands taken out for one round.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// In order.
+    pub commands: Vec<BackupCommand>,
+    /// More are due already.
+    pub more: bool,
+}
+
+impl DirtySet {
+    /// An empty set of at most about `limit` entries. `roots`: the protected directories, to collapse into.
+    pub fn new(limit: usize, roots: Vec<(FileId, BytePath)>) -> Self {
+        DirtySet {
+            entries: HashMap::new(),
+            order: BTreeMap::new(),
+            firsts: BTreeMap::new(),
+            next_ticket: 0,
+            drains: 0,
+            limit: limit.max(16),
+            collapsed: 0,
+            roots,
+        }
+    }
+
+    /// Takes in one message.
+    pub fn insert(&mut self, seq: ChangeSeq, c: &Change) {
+        let at = |path: &BytePath, target| Put {
+            seq,
+            time: c.time,
+            path: path.clone(),
+            target,
+        };
+        let name = || c.name.clone().map(|name| Target::Name { dir: c.dir, name });
+        let data = What {
+            data: true,
+            attr: true,
+            ..What::default()
+        };
+        match (&c.op, name()) {
+            (ChangeOp::Create, Some(t)) => {
+                let what = What { name: true, ..data };
+                self.put(at(&c.path, t), what, None, false);
+            }
+            (ChangeOp::Delete, Some(t)) => {
+                let what = What {
+                    name: true,
+                    ..What::default()
+                };
+                self.put(at(&c.path, t), what, None, true);
+            }
+            (
+                ChangeOp::Rename {
+                    to_path,
+                    to_dir,
+                    to_name,
+                },
+                Some(from),
+            ) => {
+                let to = Target::Name {
+                    dir: *to_dir,
+                    name: to_name.clone(),
+                };
+                self.rename(at(&c.path, from), at(to_path, to));
+            }
+            (ChangeOp::Write(extent), Some(t)) => {
+                let extents = extent.map(|e| ExtentSet::from_iter([e]));
+                self.put(at(&c.path, file_or(c, t)), data, extents, false);
+            }
+            (ChangeOp::Truncate(_), Some(t)) => {
+                self.put(at(&c.path, file_or(c, t)), data, None, false)
+            }
+            (ChangeOp::Attrib, Some(t)) => {
+                let what = What {
+                    attr: true,
+                    ..What::default()
+                };
+                // An attribute change alone never makes the content suspect: no extents, but none asked for.
+                self.put(
+                    at(&c.path, file_or(c, t)),
+                    what,
+                    Some(ExtentSet::default()),
+                    false,
+                );
+            }
+            (ChangeOp::Attrib, None) => {
+                let what = What {
+                    attr: true,
+                    ..What::default()
+                };
+                self.put(at(&c.path, Target::Directory(c.dir)), what, None, false);
+            }
+            (ChangeOp::Subtree | ChangeOp::Overflow, _) | (_, None) => {
+                let what = What {
+                    compare: true,
+                    recursive: true,
+                    attr: true,
+                    ..What::default()
+                };
+                let target = name().unwrap_or(Target::Directory(c.dir));
+                let what = What {
+                    name: c.name.is_some(),
+                    ..what
+                };
+                self.put(at(&c.path, target), what, None, false);
+            }
+        }
+        self.bound();
+    }
+
+    /// The sensor's queue was seen empty and all that it held is in here.
+    pub fn note_drained(&mut self) {
+        self.drains += 1;
+    }
+
+    /// Takes at most `max` commands out, oldest first; those put off until a drain stay.
+    pub fn take(&mut self, max: usize) -> Taken {
+        let mut out = Taken::default();
+        let mut tickets = Vec::new();
+        for (&ticket, target) in &self.order {
+            if self.entries[target].after_drain > self.drains {
+                continue;
+            }
+            if tickets.len() >= max {
+                out.more = true;
+                break;
+            }
+            tickets.push(ticket);
+        }
+        for ticket in tickets {
+            let target = self.order.remove(&ticket).expect("just seen");
+            let entry = self
+                .entries
+                .remove(&target)
+                .expect("every ticket has its entry");
+            self.drop_first(entry.command.first);
+            out.commands.push(entry.command);
+        }
+        out
+    }
+
+    /// Puts a command back at the end; `after_drain`: not to be taken before the sensor has been emptied
+    /// anew, so that messages which tell more about it are here by then.
+    pub fn put_back(&mut self, c: BackupCommand, after_drain: bool) {
+        let wait = if after_drain { self.drains + 2 } else { 0 };
+        let put = Put {
+            seq: c.first,
+            time: c.since,
+            path: c.path,
+            target: c.target,
+        };
+        let key = put.target.clone();
+        let attempts = c.attempts;
+        self.put(put, c.what, c.extents, true);
+        if let Some(e) = self.entries.get_mut(&key) {
+            e.after_drain = wait;
+            e.command.attempts = e.command.attempts.max(attempts);
+        }
+        self.bound();
+    }
+
+    /// Entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Nothing to do?
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Is there a command that [`DirtySet::take`] would give?
+    pub fn is_due(&self) -> bool {
+        self.order
+            .values()
+            .any(|t| self.entries[t].after_drain <= self.drains)
+    }
+
+    /// Is something waiting for a drain?
+    pub fn awaits_drain(&self) -> bool {
+        !self.entries.is_empty() && !self.is_due()
+    }
+
+    /// The oldest message that is still in here, and its time.
+    pub fn oldest(&self) -> Option<(ChangeSeq, Timestamp)> {
+        self.firsts.first_key_value().map(|(s, (_, t))| (*s, *t))
+    }
+
+    /// How often names were collapsed into directories.
+    pub fn collapsed(&self) -> u64 {
+        self.collapsed
+    }
+
+    /// Bytes known to be changed (extents only).
+    pub fn known_bytes(&self) -> u64 {
+        self.entries
+            .values()
+            .filter_map(|e| e.command.extents.as_ref())
+            .map(ExtentSet::bytes)
+            .sum()
+    }
+
+    /// Everything as messages, to start a journal anew with.
+    pub fn to_changes(&self) -> Vec<Change> {
+        self.order
+            .values()
+            .filter_map(|t| self.entries.get(t))
+            .map(|e| to_change(&e.command))
+            .collect()
+    }
+
+    fn rename(&mut self, from: Put, to: Put) {
+        let carried = self
+            .entries
+            .get(&from.target)
+            .map(|e| (e.command.what.data, e.command.extents.clone()));
+        let (data, extents) = carried.unwrap_or((false, Some(ExtentSet::default())));
+        let arrive = What {
+            name: true,
+            attr: true,
+            data,
+            ..What::default()
+        };
+        let leave = What {
+            name: true,
+            moved: true,
+            ..What::default()
+        };
+        // The arrival before the departure: who looks in this order finds the node in its new place first.
+        self.put(to, arrive, extents, false);
+        self.put(from, leave, Some(ExtentSet::default()), true);
+    }
+
+    /// Merges into an entry or makes one. `last`: to the end of the order even if it has a place already.
+    fn put(&mut self, put: Put, what: What, extents: Option<ExtentSet>, last: bool) {
+        let Put {
+            seq,
+            time,
+            path,
+            target,
+        } = put;
+        self.add_first(seq, time);
+        let fresh = self.next_ticket;
+        if let Some(e) = self.entries.get_mut(&target) {
+            let older = e.command.first.min(seq);
+            let newer = e.command.first.max(seq);
+            e.command.what = e.command.what.or(what);
+            e.command.extents = match (e.command.extents.take(), extents) {
+                (Some(mut a), Some(b)) => {
+                    a.merge(&b, limits::DIRTY_EXTENTS);
+                    Some(a)
+                }
+                _ => None,
+            };
+            e.command.path = path;
+            e.command.since = e.command.since.min(time);
+            e.command.first = older;
+            e.after_drain = 0;
+            if last {
+                self.order.remove(&e.ticket);
+                e.ticket = fresh;
+                self.order.insert(fresh, target);
+                self.next_ticket += 1;
+            }
+            self.drop_first(newer);
+            return;
+        }
+        let command = BackupCommand {
+            path,
+            target: target.clone(),
+            what,
+            extents,
+            first: seq,
+            since: time,
+            attempts: 0,
+        };
+        self.entries.insert(
+            target.clone(),
+            Entry {
+                ticket: fresh,
+                command,
+                after_drain: 0,
+            },
+        );
+        self.order.insert(fresh, target);
+        self.next_ticket += 1;
+    }
+
+    fn add_first(&mut self, seq: ChangeSeq, time: Timestamp) {
+        self.firsts.entry(seq).or_insert((0, time)).0 += 1;
+    }
+
+    fn drop_first(&mut self, seq: ChangeSeq) {
+        if let Some(n) = self.firsts.get_mut(&seq) {
+            n.0 -= 1;
+            if n.0 == 0 {
+                self.firsts.remove(&seq);
+            }
+        }
+    }
+
+    /// Collapses while over the limit.
+    fn bound(&mut self) {
+        if self.entries.len() <= self.limit {
+            return;
+        }
+        self.collapsed += 1;
+        let mut count: HashMap<FileId, usize> = HashMap::new();
+        for t in self.entries.keys() {
+            if let Target::Name { dir, .. } = t {
+                *count.entry(*dir).or_default() += 1;
+            }
+        }
+        let mut full: Vec<_> = count.into_iter().filter(|(_, n)| *n > 1).collect();
+        full.sort_by_key(|&(dir, n)| (std::cmp::Reverse(n), dir));
+        let mut free = 0;
+        let mut chosen = HashMap::new();
+        for (dir, n) in full {
+            if free > self.limit / 2 {
+                break;
+            }
+            chosen.insert(dir, None::<(ChangeSeq, Timestamp, BytePath)>);
+            free += n - 1;
+        }
+        if free < self.limit / 4 {
+            return self.collapse_all();
+        }
+        let doomed: Vec<(u64, Target)> = self
+            .order
+            .iter()
+            .filter(|(_, t)| matches!(t, Target::Name { dir, .. } if chosen.contains_key(dir)))
+            .map(|(k, t)| (*k, t.clone()))
+            .collect();
+        for (ticket, target) in doomed {
+            let Target::Name { dir, .. } = &target else {
+                continue;
+            };
+            self.order.remove(&ticket);
+            let e = self
+                .entries
+                .remove(&target)
+                .expect("every ticket has its entry");
+            self.drop_first(e.command.first);
+            let parent = e
+                .command
+                .path
+                .split_last()
+                .map_or_else(BytePath::root, |(d, _)| d);
+            let slot = chosen.get_mut(dir).expect("chosen");
+            let (seq, time) = (e.command.first, e.command.since);
+            *slot = Some(match slot.take() {
+                None => (seq, time, parent),
+                Some((s, t, p)) => (s.min(seq), t.min(time), p),
+            });
+        }
+        for (dir, found) in chosen {
+            let Some((seq, time, path)) = found else {
+                continue;
+            };
+            let what = What {
+                compare: true,
+                attr: true,
+                ..What::default()
+            };
+            self.put(
+                Put {
+                    seq,
+                    time,
+                    path,
+                    target: Target::Directory(dir),
+                },
+                what,
+                None,
+                false,
+            );
+        }
+    }
+
+    fn collapse_all(&mut self) {
+        let Some((seq, time)) = self.oldest() else {
+            return;
+        };
+        self.entries.clear();
+        self.order.clear();
+        self.firsts.clear();
+        let what = What {
+            compare: true,
+            recursive: true,
+            attr: true,
+            ..What::default()
+        };
+        for (dir, path) in self.roots.clone() {
+            self.put(
+                Put {
+                    seq,
+                    time,
+                    path,
+                    target: Target::Directory(dir),
+                },
+                what,
+                None,
+                false,
+            );
+        }
+    }
+}
+
+struct Put {
+    seq: ChangeSeq,
+    time: Timestamp,
+    path: BytePath,
+    target: Target,
+}
+
+fn file_or(c: &Change, name: Target) -> Target {
+    c.file.map_or(name, Target::File)
+}
+
+fn to_change(c: &BackupCommand) -> Change {
+    let none = FileId { dev: 0, ino: 0 };
+    let (dir, name, file): (FileId, Option<Name>, Option<FileId>) = match &c.target {
+        Target::Name { dir, name } => (*dir, Some(name.clone()), None),
+        // The name is a hint only once the file is known.
+        Target::File(f) => (none, c.path.file_name(), Some(*f)),
+        Target::Directory(d) => (*d, None, None),
+    };
+    let op = match c.what {
+        w if w.compare => ChangeOp::Subtree,
+        w if w.name => ChangeOp::Create,
+        w if w.data => ChangeOp::Write(None),
+        _ => ChangeOp::Attrib,
+    };
+    Change {
+        time: c.since,
+        path: c.path.clone(),
+        dir,
+        name,
+        file,
+        op,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farwrite_core::Extent;
+
+    fn id(ino: u64) -> FileId {
+        FileId { dev: 1, ino }
+    }
+
+    fn change(dir: u64, name: &str, op: ChangeOp) -> Change {
+        let path = BytePath::new(format!("/r/{dir}/{name}")).unwrap();
+        Change {
+            time: Timestamp::from_nanos(5),
+            path,
+            dir: id(dir),
+            name: Some(Name::new(name).unwrap()),
+            file: None,
+            op,
+        }
+    }
+
+    fn rename(dir: u64, name: &str, to: u64, to_name: &str) -> Change {
+        let op = ChangeOp::Rename {
+            to_path: BytePath::new(format!("/r/{to}/{to_name}")).unwrap(),
+            to_dir: id(to),
+            to_name: Name::new(to_name).unwrap(),
+        };
+        change(dir, name, op)
+    }
+
+    fn set(limit: usize) -> DirtySet {
+        DirtySet::new(limit, vec![(id(0), BytePath::new("/r").unwrap())])
+    }
+
+    fn targets(t: &Taken) -> Vec<String> {
+        t.commands.iter().map(|c| c.path.to_string()).collect()
+    }
+
+    #[test]
+    fn order_is_kept_and_repeats_merge() {
+        let mut d = set(100);
+        for (i, n) in ["a", "b", "a", "c"].into_iter().enumerate() {
+            d.insert(ChangeSeq(i as u64 + 1), &change(1, n, ChangeOp::Create));
+        }
+        assert_eq!(d.oldest().unwrap().0, ChangeSeq(1));
+        let t = d.take(2);
+        assert_eq!(targets(&t), ["/r/1/a", "/r/1/b"]);
+        assert!(t.more);
+        assert_eq!(d.oldest().unwrap().0, ChangeSeq(4));
+        assert_eq!(targets(&d.take(9)), ["/r/1/c"]);
+        assert!(d.is_empty() && d.oldest().is_none());
+    }
+
+    #[test]
+    fn an_arrival_comes_before_its_departure_even_if_the_old_name_was_dirty_before() {
+        let mut d = set(100);
+        d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Write(None)));
+        d.insert(ChangeSeq(2), &rename(1, "a", 2, "b"));
+        let t = d.take(9);
+        assert_eq!(targets(&t), ["/r/2/b", "/r/1/a"]);
+        assert!(
+            t.commands[0].what.data,
+            "the write went along with the rename"
+        );
+        assert_eq!(t.commands[0].extents, None);
+        assert!(t.commands[1].what.moved);
+        assert_eq!(t.commands[1].first, ChangeSeq(1));
+    }
+
+    #[test]
+    fn extents_add_up_until_one_is_unknown() {
+        let mut d = set(100);
+        let w = |o, l| ChangeOp::Write(Some(Extent::new(o, l)));
+        d.insert(ChangeSeq(1), &change(1, "a", w(0, 10)));
+        d.insert(ChangeSeq(2), &change(1, "a", w(100, 10)));
+        d.insert(ChangeSeq(3), &change(1, "a", ChangeOp::Attrib));
+        assert_eq!(d.known_bytes(), 20);
+        d.insert(ChangeSeq(4), &change(1, "a", ChangeOp::Write(None)));
+        assert_eq!(d.take(1).commands[0].extents, None);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_every_message_stays_covered() {
+        for dirs in [1u64, 3, 1000] {
+            let mut d = set(100);
+            for i in 0..5000u64 {
+                d.insert(
+                    ChangeSeq(i + 1),
+                    &change(1 + i % dirs, &format!("f{i}"), ChangeOp::Create),
+                );
+                assert!(d.len() <= 101, "{} entries", d.len());
+                assert_eq!(
+                    d.oldest().unwrap().0,
+                    ChangeSeq(1),
+                    "the first stays until it is taken"
+                );
+            }
+            let t = d.take(usize::MAX);
+            for i in 0..5000u64 {
+                let dir = id(1 + i % dirs);
+                let covered = t.commands.iter().any(|c| match &c.target {
+                    Target::Name { dir: d, name } => {
+                        *d == dir && name.to_string() == format!("f{i}")
+                    }
+                    Target::Directory(d) => {
+                        c.what.compare && (*d == dir || (*d == id(0) && c.what.recursive))
+                    }
+                    Target::File(_) => false,
+                });
+                assert!(covered, "message {i} of {dirs} directories");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_put_back_waits_for_a_drain_unless_news_come() {
+        let mut d = set(100);
+        d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Delete));
+        let c = d.take(1).commands.remove(0);
+        d.put_back(c, true);
+        assert!(d.awaits_drain() && d.take(1).commands.is_empty());
+        d.note_drained();
+        assert!(!d.is_due());
+        d.note_drained();
+        assert!(d.is_due());
+        let c = d.take(1).commands.remove(0);
+        d.put_back(c, true);
+        d.insert(ChangeSeq(2), &change(1, "a", ChangeOp::Create));
+        assert!(d.is_due());
+    }
+}

@@ -1,0 +1,261 @@
+//! The one algorithm by which both scheduling units choose their time interval.
+//!
+//! `auto` keeps the work for scheduling at about half of the time while there is a steady load, and at nothing
+//! else: a lone change goes at once, and a storm is taken in rounds that grow with what a round costs, so that
+//! fixed costs (a commit, an fsync, a round trip) are shared by many changes. The interval between two
+//! rounds is the smoothed cost of a round, plus the time that the vault takes to ack when much is under way
+//! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. When a full round's
+//! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Least interval that `auto` chooses.
+pub const FLOOR: Duration = Duration::ZERO;
+/// Greatest interval that `auto` chooses.
+pub const CEILING: Duration = Duration::from_millis(500);
+/// Rounds below this cost and size are "a lone change".
+const LIGHT: Duration = Duration::from_millis(2);
+const LIGHT_ITEMS: usize = 32;
+/// Longest fixed interval that may be set.
+pub const FIXED_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The adjustable interval, as a person sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Interval {
+    /// Chosen from the load.
+    #[default]
+    Auto,
+    /// Always this long between two rounds.
+    Fixed(Duration),
+}
+
+/// Not an interval.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an interval is \"auto\" or a time from 0ms to 24h such as \"200ms\", \"5s\" or \"1m\": got {0:?}"
+)]
+pub struct ParseIntervalError(String);
+
+impl FromStr for Interval {
+    type Err = ParseIntervalError;
+    fn from_str(s: &str) -> Result<Self, ParseIntervalError> {
+        let bad = || ParseIntervalError(s.to_owned());
+        let t = s.trim();
+        if t == "auto" {
+            return Ok(Interval::Auto);
+        }
+        let at = t
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(bad)?;
+        let number: f64 = t[..at].parse().map_err(|_| bad())?;
+        let unit = match t[at..].trim() {
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(bad()),
+        };
+        let d = Duration::try_from_secs_f64(number * unit).map_err(|_| bad())?;
+        if d > FIXED_MAX {
+            Err(bad())
+        } else {
+            Ok(Interval::Fixed(d))
+        }
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Interval::Auto => f.write_str("auto"),
+            Interval::Fixed(d) if d.subsec_nanos() == 0 && d.as_secs() > 0 => {
+                write!(f, "{}s", d.as_secs())
+            }
+            Interval::Fixed(d) if d.subsec_nanos() % 1_000_000 == 0 => {
+                write!(f, "{}ms", d.as_millis())
+            }
+            Interval::Fixed(d) => write!(f, "{}us", d.as_micros()),
+        }
+    }
+}
+
+/// The setting that all pacers of a source share; changed while they run.
+#[derive(Clone, Debug, Default)]
+pub struct PacerSetting(Arc<AtomicU64>);
+
+const AUTO: u64 = 0;
+
+impl PacerSetting {
+    /// Starts with this interval.
+    pub fn new(interval: Interval) -> Self {
+        let s = PacerSetting::default();
+        s.set(interval);
+        s
+    }
+
+    /// Changes the interval; takes effect at every unit's next decision.
+    pub fn set(&self, interval: Interval) {
+        let v = match interval {
+            Interval::Auto => AUTO,
+            Interval::Fixed(d) => d.min(FIXED_MAX).as_micros() as u64 + 1,
+        };
+        self.0.store(v, Ordering::Relaxed);
+    }
+
+    /// The interval as set.
+    pub fn get(&self) -> Interval {
+        match self.0.load(Ordering::Relaxed) {
+            AUTO => Interval::Auto,
+            us => Interval::Fixed(Duration::from_micros(us - 1)),
+        }
+    }
+}
+
+/// What a unit tells its pacer after a round.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Round {
+    /// Time that the round's work took.
+    pub work: Duration,
+    /// Messages or commands in it.
+    pub items: usize,
+    /// A full round's worth is waiting already.
+    pub backlog: bool,
+    /// Time that the vault took for its last ack.
+    pub ack: Duration,
+    /// Part of the window in use, 0 to 1.
+    pub window_used: f64,
+}
+
+/// Chooses the interval between two rounds of one unit.
+#[derive(Clone, Debug)]
+pub struct Pacer {
+    setting: PacerSetting,
+    smoothed_us: f64,
+    interval: Duration,
+}
+
+impl Pacer {
+    /// A pacer under this setting.
+    pub fn new(setting: PacerSetting) -> Self {
+        Pacer {
+            setting,
+            smoothed_us: 0.0,
+            interval: FLOOR,
+        }
+    }
+
+    /// Takes a round into account and chooses the next interval.
+    pub fn observe(&mut self, round: Round) {
+        let work_us = round.work.as_secs_f64() * 1e6;
+        self.smoothed_us = 0.7 * self.smoothed_us + 0.3 * work_us;
+        let light = round.items <= LIGHT_ITEMS && round.work <= LIGHT && round.window_used < 0.25;
+        let auto_us = if light || round.backlog {
+            0.0
+        } else {
+            let network = if round.window_used > 0.5 {
+                round.ack.as_secs_f64() * 1e6
+            } else {
+                0.0
+            };
+            self.smoothed_us + network
+        };
+        self.interval = Duration::from_micros(auto_us as u64).clamp(FLOOR, CEILING);
+    }
+
+    /// Time to let pass between the end of a round and the start of the next.
+    pub fn interval(&self) -> Duration {
+        match self.setting.get() {
+            Interval::Auto => self.interval,
+            Interval::Fixed(d) => d,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_read_and_print() {
+        for (s, d) in [
+            ("200ms", 200_000),
+            ("5s", 5_000_000),
+            ("0ms", 0),
+            ("1.5s", 1_500_000),
+            ("2m", 120_000_000),
+        ] {
+            let i: Interval = s.parse().unwrap();
+            assert_eq!(i, Interval::Fixed(Duration::from_micros(d)), "{s}");
+            assert_eq!(i.to_string().parse::<Interval>().unwrap(), i);
+        }
+        for s in ["", "5", "x", "5d", "-1s", "25h", "1e3s", "NaNs", "auto2"] {
+            assert!(s.parse::<Interval>().is_err(), "{s:?}");
+        }
+    }
+
+    #[test]
+    fn auto_sends_a_lone_change_at_once_and_spaces_out_heavy_rounds() {
+        let setting = PacerSetting::default();
+        let mut p = Pacer::new(setting.clone());
+        let ms = Duration::from_millis;
+        p.observe(Round {
+            work: ms(1),
+            items: 1,
+            ..Round::default()
+        });
+        assert_eq!(p.interval(), Duration::ZERO);
+        for _ in 0..20 {
+            p.observe(Round {
+                work: ms(40),
+                items: 5000,
+                ..Round::default()
+            });
+        }
+        assert!(
+            p.interval() > ms(30) && p.interval() <= ms(41),
+            "{:?}",
+            p.interval()
+        );
+        p.observe(Round {
+            work: ms(40),
+            items: 5000,
+            ack: ms(100),
+            window_used: 0.9,
+            ..Round::default()
+        });
+        assert!(
+            p.interval() > ms(130),
+            "waits for the network too: {:?}",
+            p.interval()
+        );
+        for _ in 0..40 {
+            p.observe(Round {
+                work: ms(5000),
+                items: 5000,
+                ..Round::default()
+            });
+        }
+        assert_eq!(p.interval(), CEILING);
+        p.observe(Round {
+            work: ms(5000),
+            items: 5000,
+            backlog: true,
+            ..Round::default()
+        });
+        assert_eq!(
+            p.interval(),
+            Duration::ZERO,
+            "no waiting in front of a full round"
+        );
+        setting.set(Interval::Fixed(ms(7)));
+        assert_eq!(p.interval(), ms(7), "changed while running");
+        setting.set(Interval::Fixed(ms(0)));
+        assert_eq!(p.interval(), ms(0));
+        assert_eq!(setting.get(), Interval::Fixed(ms(0)));
+    }
+}

@@ -1,0 +1,246 @@
+//! The queue between the two units: one dirty set per vault, and what has left it without an ack.
+
+use crate::dirty::{DirtySet, Taken};
+use farwrite_core::{BackupCommand, BatchSeq, BytePath, Change, ChangeSeq, FileId, Timestamp};
+use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Shared by the managing unit (puts in), a processing unit (takes out) and the link (acks).
+#[derive(Debug)]
+pub struct Queue {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dirty: DirtySet,
+    taken: Option<(ChangeSeq, Timestamp)>,
+    in_flight: BTreeMap<BatchSeq, (ChangeSeq, Timestamp)>,
+    stopped: bool,
+    urgent: usize,
+    inserted: u64,
+}
+
+/// A look at the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Commands waiting.
+    pub pending: usize,
+    /// Bytes known to be changed among them.
+    pub pending_bytes: u64,
+    /// Batches sent and not acked.
+    pub in_flight: usize,
+    /// Oldest message that is not durable in the vault yet, and its time.
+    pub oldest: Option<(ChangeSeq, Timestamp)>,
+    /// Messages ever put in.
+    pub inserted: u64,
+    /// Times that names collapsed into directories for lack of room.
+    pub collapsed: u64,
+}
+
+impl Queue {
+    /// An empty queue; see [`DirtySet::new`].
+    pub fn new(limit: usize, roots: Vec<(FileId, BytePath)>) -> Self {
+        let inner = Inner {
+            dirty: DirtySet::new(limit, roots),
+            taken: None,
+            in_flight: BTreeMap::new(),
+            stopped: false,
+            urgent: 0,
+            inserted: 0,
+        };
+        Queue {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Puts messages in; the first has sequence `first`.
+    pub fn insert(&self, first: ChangeSeq, changes: &[Change]) {
+        let mut q = self.inner.lock();
+        for (i, c) in changes.iter().enumerate() {
+            q.dirty.insert(ChangeSeq(first.0 + i as u64), c);
+        }
+        q.inserted += changes.len() as u64;
+        self.changed.notify_all();
+    }
+
+    /// See [`DirtySet::note_drained`].
+    pub fn note_drained(&self) {
+        let mut q = self.inner.lock();
+        q.dirty.note_drained();
+        if !q.dirty.is_empty() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Blocks until there is something to take, something waits for a drain, the queue is stopped, or `timeout` is over.
+    pub fn wait(&self, timeout: Duration) -> Wait {
+        let deadline = Instant::now() + timeout;
+        let mut q = self.inner.lock();
+        loop {
+            if q.stopped {
+                return Wait::Stopped;
+            }
+            if !q.dirty.is_empty() {
+                return if q.dirty.is_due() {
+                    Wait::Due
+                } else {
+                    Wait::NeedsDrain
+                };
+            }
+            if self.changed.wait_until(&mut q, deadline).timed_out() {
+                return Wait::Idle;
+            }
+        }
+    }
+
+    /// Lets `interval` pass, less if the queue is stopped or someone waits for a flush.
+    pub fn pause(&self, interval: Duration) {
+        let deadline = Instant::now() + interval;
+        let mut q = self.inner.lock();
+        while !q.stopped && q.urgent == 0 {
+            if self.changed.wait_until(&mut q, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a round out. The round counts as unacked until [`Queue::settle`].
+    pub fn take(&self, max: usize) -> Taken {
+        let mut q = self.inner.lock();
+        let taken = q.dirty.take(max);
+        let first = taken.commands.iter().map(|c| c.first).min();
+        let since = taken.commands.iter().map(|c| c.since).min();
+        q.taken = first.zip(since);
+        taken
+    }
+
+    /// Ends the round: `put_back` goes to the end of the queue (`true`: after a drain), the rest is covered by all
+    /// batches up to `batch`; `None`: there was nothing to send.
+    pub fn settle(
+        &self,
+        put_back: Vec<(BackupCommand, bool)>,
+        batch: Option<BatchSeq>,
+        acked: Option<BatchSeq>,
+    ) {
+        let mut q = self.inner.lock();
+        let again = !put_back.is_empty();
+        for (c, after_drain) in put_back {
+            q.dirty.put_back(c, after_drain);
+        }
+        let taken = q.taken.take();
+        if let (Some(seq), Some(t)) = (batch, taken)
+            && acked < Some(seq)
+        {
+            let slot = q.in_flight.entry(seq).or_insert(t);
+            *slot = (slot.0.min(t.0), slot.1.min(t.1));
+        }
+        if again {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The vault has everything up to `seq`.
+    pub fn acked(&self, seq: BatchSeq) {
+        let mut q = self.inner.lock();
+        q.in_flight = q.in_flight.split_off(&seq.next());
+        self.changed.notify_all();
+    }
+
+    /// All that was under way and is not acked was rolled back: the messages are to be covered by a compare.
+    pub fn forget_in_flight(&self) {
+        self.inner.lock().in_flight.clear();
+    }
+
+    /// The oldest message that is not durable in the vault yet, and its time.
+    pub fn oldest(&self) -> Option<(ChangeSeq, Timestamp)> {
+        self.inner.lock().oldest()
+    }
+
+    /// Is nothing waiting (what is under way does not count)?
+    pub fn is_empty(&self) -> bool {
+        self.inner.lock().dirty.is_empty()
+    }
+
+    /// Blocks until everything up to `seq` is acked; `false` at the deadline or when stopped.
+    pub fn wait_acked(&self, seq: ChangeSeq, deadline: Instant) -> bool {
+        let mut q = self.inner.lock();
+        loop {
+            if q.oldest().is_none_or(|(s, _)| s > seq) {
+                return true;
+            }
+            if q.stopped || Instant::now() >= deadline {
+                return false;
+            }
+            self.changed.wait_until(&mut q, deadline);
+        }
+    }
+
+    /// While at least one is held, units do not pause: someone waits.
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.inner.lock().urgent += 1;
+        self.changed.notify_all();
+        Hurry(self)
+    }
+
+    /// Ends all waiting for good.
+    pub fn stop(&self) {
+        self.inner.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// See [`DirtySet::to_changes`].
+    pub fn to_changes(&self) -> Vec<Change> {
+        self.inner.lock().dirty.to_changes()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> QueueStats {
+        let q = self.inner.lock();
+        QueueStats {
+            pending: q.dirty.len(),
+            pending_bytes: q.dirty.known_bytes(),
+            in_flight: q.in_flight.len(),
+            oldest: q.oldest(),
+            inserted: q.inserted,
+            collapsed: q.dirty.collapsed(),
+        }
+    }
+}
+
+impl Inner {
+    fn oldest(&self) -> Option<(ChangeSeq, Timestamp)> {
+        let seqs = self
+            .dirty
+            .oldest()
+            .into_iter()
+            .chain(self.taken)
+            .chain(self.in_flight.values().copied());
+        seqs.reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)))
+    }
+}
+
+/// Why [`Queue::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// There are commands to take.
+    Due,
+    /// All that is there waits for the sensor to be emptied.
+    NeedsDrain,
+    /// Nothing came.
+    Idle,
+    /// The queue was stopped.
+    Stopped,
+}
+
+/// See [`Queue::hurry`].
+pub struct Hurry<'a>(&'a Queue);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().urgent -= 1;
+    }
+}
