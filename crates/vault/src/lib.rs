@@ -4,4 +4,5 @@
 //! Nothing here knows how records travel or which sensor saw a change, and nothing here trusts a source: a path,
 //! link, length or name from a record never reaches outside the source's own directory.
 
+pub mod catalog;
 pub mod segment;

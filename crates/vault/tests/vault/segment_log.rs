@@ -1,8 +1,6 @@
 //! The segment log under crashes and damage.
 
-mod common;
-
-use common::{Maker, Rng, file_meta, link, set, write};
+use crate::common::{Maker, Rng, file_meta, link, set, write};
 use farwrite_core::{BatchSeq, NodeId, Op, Record};
 use farwrite_vault::segment::*;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Makes batches as a source would, for all tests of the vault.
-#![expect(dead_code, reason = "every test file uses another part of it")]
+
+pub mod model;
 
 use farwrite_core::op::Chain;
 use farwrite_core::{

@@ -1,0 +1,773 @@
+//! Applies batches to the catalog. A batch is applied whole or not at all, and one that is already in changes
+//! nothing; a batch that breaks the rules of a tree is refused by name.
+
+use super::view::{EXTENT_MAX, extent_row, name_at};
+use super::{Catalog, CatalogError, Mark, decode_meta, encode_meta, get_mark, set_mark};
+use crate::segment::LoggedBatch;
+use farwrite_core::history::BlockExtent;
+use farwrite_core::op::BadOp;
+use farwrite_core::{BatchSeq, Extent, ExtentSet, Kind, Meta, Name, NodeId, Op, limits};
+use rusqlite::{Connection, OptionalExtension};
+use std::collections::{HashMap, HashSet};
+
+/// Most rows that one batch may make: a few operations could otherwise copy a file of many extents for ever.
+const BATCH_ROWS_MAX: u64 = 8_000_000;
+/// Ranges of one file that a delta keeps apart.
+const DELTA_RANGES: usize = 256;
+
+/// What batches changed in the present tree: what a mirror has to look at.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Names that are now something else, or nothing. Not those below a directory that is gone.
+    pub names: HashSet<(NodeId, Name)>,
+    /// Nodes that are new or have other attributes or content.
+    pub nodes: HashSet<NodeId>,
+    /// Ranges of files with other bytes.
+    pub content: HashMap<NodeId, ExtentSet>,
+    /// A new epoch began: nothing that was there before is there.
+    pub cleared: bool,
+}
+
+/// What [`Catalog::apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What changed.
+    pub delta: Delta,
+    /// The batch that was refused; nothing of it was applied, and nothing behind it.
+    pub violation: Option<Violation>,
+}
+
+/// A batch that breaks the rules of a tree: only a faulty or hostile source makes one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("batch {seq}{}: {rule}", .op.map(|n| format!(", operation {n}")).unwrap_or_default())]
+pub struct Violation {
+    /// The batch.
+    pub seq: BatchSeq,
+    /// The operation, counted from 0; `None` if only the whole batch shows it.
+    pub op: Option<u64>,
+    /// What is wrong.
+    pub rule: Rule,
+}
+
+/// The rules of a tree.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rule {
+    /// Bounds.
+    #[error(transparent)]
+    Bounds(#[from] BadOp),
+    /// A node that does not exist.
+    #[error("there is no node {0}")]
+    NoNode(NodeId),
+    /// A name in something that is not a directory.
+    #[error("node {0} is not a directory")]
+    NotDir(NodeId),
+    /// Content for something that is not a regular file.
+    #[error("node {0} is not a regular file")]
+    NotFile(NodeId),
+    /// A node that turns into another kind of file.
+    #[error("node {0} cannot become another kind of file")]
+    Kind(NodeId),
+    /// A directory with two names.
+    #[error("directory {0} has two names")]
+    TwoNames(NodeId),
+    /// A directory below itself.
+    #[error("directory {0} is below itself, or nested too deep")]
+    Cycle(NodeId),
+    /// A dropped node that has a name.
+    #[error("node {0} is dropped but has a name")]
+    Named(NodeId),
+    /// Too many rows.
+    #[error("the batch makes more than {BATCH_ROWS_MAX} rows")]
+    TooMuch,
+    /// A Clear that is not the first operation.
+    #[error("a Clear that is not the first operation of its batch")]
+    LateClear,
+}
+
+/// Database error or broken rule.
+enum Stop {
+    Sqlite(rusqlite::Error),
+    Rule(Rule),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(e: rusqlite::Error) -> Self {
+        Stop::Sqlite(e)
+    }
+}
+
+impl From<Rule> for Stop {
+    fn from(r: Rule) -> Self {
+        Stop::Rule(r)
+    }
+}
+
+type Step<T = ()> = Result<T, Stop>;
+
+impl Catalog {
+    /// Applies batches in one transaction; those already applied are skipped. Stops at the first that breaks a
+    /// rule ([`Applied::violation`]). Batches with damage are applied as far as they go.
+    pub fn apply(&mut self, batches: &[LoggedBatch]) -> Result<Applied, CatalogError> {
+        let path = self.path.clone();
+        let fail = |source| CatalogError::Sqlite {
+            path: path.clone(),
+            source,
+        };
+        let mut out = Applied::default();
+        let (mut applied, mut next_block, mut lenient) =
+            (self.applied, self.next_block, self.lenient);
+        let mut tx = self.conn.transaction().map_err(fail)?;
+        let mut versions = 0;
+        for batch in batches.iter().filter(|b| b.commit.seq > self.applied) {
+            lenient |= !batch.damage.is_empty();
+            let savepoint = tx.savepoint().map_err(fail)?;
+            let mut work = Work::new(&savepoint, batch, next_block, lenient);
+            match work.run() {
+                Ok(()) => {}
+                Err(Stop::Sqlite(e)) => return Err(fail(e)),
+                Err(Stop::Rule(rule)) => {
+                    out.violation = Some(Violation {
+                        seq: batch.commit.seq,
+                        op: work.op,
+                        rule,
+                    });
+                    // Dropping the savepoint rolls this batch back.
+                    break;
+                }
+            }
+            versions += work.versions;
+            out.delta.merge(std::mem::take(&mut work.delta));
+            drop(work);
+            savepoint.commit().map_err(fail)?;
+            applied = batch.commit.seq;
+            next_block += batch.blocks.len() as u64;
+        }
+        let total = get_mark(&tx, Mark::Versions).map_err(fail)? + versions;
+        set_mark(&tx, Mark::Versions, total).map_err(fail)?;
+        tx.commit().map_err(fail)?;
+        (self.applied, self.next_block, self.lenient) = (applied, next_block, lenient);
+        Ok(out)
+    }
+}
+
+impl Delta {
+    /// Adds what later batches changed.
+    pub fn merge(&mut self, later: Delta) {
+        self.names.extend(later.names);
+        self.nodes.extend(later.nodes);
+        self.cleared |= later.cleared;
+        for (node, ranges) in later.content {
+            self.content
+                .entry(node)
+                .or_default()
+                .merge(&ranges, DELTA_RANGES);
+        }
+    }
+
+    fn range(&mut self, node: NodeId, e: Extent) {
+        self.content
+            .entry(node)
+            .or_default()
+            .insert(e, DELTA_RANGES);
+    }
+}
+
+/// What is known in memory of a node that this batch touched.
+#[derive(Clone, Copy)]
+struct Known {
+    kind: Kind,
+    size: u64,
+}
+
+/// The application of one batch.
+struct Work<'a> {
+    conn: &'a Connection,
+    batch: &'a LoggedBatch,
+    seq: i64,
+    first_block: u64,
+    lenient: bool,
+    delta: Delta,
+    op: Option<u64>,
+    rows: u64,
+    versions: i64,
+    known: HashMap<NodeId, Known>,
+    /// Made by this batch and without a name so far.
+    unnamed: HashSet<NodeId>,
+    /// Made by this batch: no extent behind the given offset.
+    content_end: HashMap<NodeId, u64>,
+    /// Lost a name in this batch.
+    lost: HashSet<NodeId>,
+    /// Directories that got a name in this batch.
+    moved_dirs: HashSet<NodeId>,
+    /// Files whose content changed.
+    written: HashSet<NodeId>,
+}
+
+impl<'a> Work<'a> {
+    fn new(conn: &'a Connection, batch: &'a LoggedBatch, first_block: u64, lenient: bool) -> Self {
+        Work {
+            conn,
+            batch,
+            seq: batch.commit.seq.0 as i64,
+            first_block,
+            lenient,
+            delta: Delta::default(),
+            op: None,
+            rows: 0,
+            versions: 0,
+            known: HashMap::new(),
+            unnamed: HashSet::new(),
+            content_end: HashMap::new(),
+            lost: HashSet::new(),
+            moved_dirs: HashSet::new(),
+            written: HashSet::new(),
+        }
+    }
+
+    fn run(&mut self) -> Step {
+        let raws = self.insert_blocks()?;
+        for (n, op) in self.batch.ops.iter().enumerate() {
+            self.op = Some(n as u64);
+            let done = op
+                .check(&raws)
+                .map_err(|e| Stop::Rule(e.into()))
+                .and_then(|()| self.apply(n, op));
+            match done {
+                Err(Stop::Rule(rule)) if self.lenient => {
+                    tracing::debug!(batch = self.seq, op = n, "skipped behind damage: {rule}");
+                }
+                other => other?,
+            }
+            if self.rows > BATCH_ROWS_MAX {
+                return Err(Rule::TooMuch.into());
+            }
+        }
+        self.op = None;
+        self.settle_names()?;
+        self.settle_content()?;
+        self.insert_batch()
+    }
+
+    fn insert_blocks(&mut self) -> Step<Vec<u32>> {
+        let mut insert = self
+            .conn
+            .prepare_cached("INSERT INTO blocks VALUES(?1,?2,?3,?4,?5,?6,?7)")?;
+        let mut raws = Vec::with_capacity(self.batch.blocks.len());
+        for (i, b) in self.batch.blocks.iter().enumerate() {
+            let (stored, raw, codec) = b
+                .header
+                .map_or((0, limits::BLOCK_RAW_BYTES as u32, 0), |h| {
+                    (h.stored, h.raw, h.codec as u8)
+                });
+            insert.execute((
+                (self.first_block + i as u64) as i64,
+                b.place.segment as i64,
+                b.place.offset as i64,
+                stored,
+                raw,
+                codec,
+                self.seq,
+            ))?;
+            raws.push(raw);
+        }
+        Ok(raws)
+    }
+
+    fn insert_batch(&mut self) -> Step {
+        let c = &self.batch.commit;
+        let damage = (!self.batch.damage.is_empty()).then(|| self.batch.damage.join("; "));
+        self.conn
+            .prepare_cached(
+                "INSERT INTO batches VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
+            )?
+            .execute((
+                self.seq,
+                c.time.sec,
+                c.time.nsec,
+                c.clean,
+                self.batch.end.segment as i64,
+                self.batch.end.offset as i64,
+                c.ops as i64,
+                c.blocks as i64,
+                self.batch.bytes as i64,
+                c.epoch.0,
+                c.next_node.0 as i64,
+                c.chain,
+                damage,
+            ))?;
+        Ok(())
+    }
+
+    fn apply(&mut self, number: usize, op: &Op) -> Step {
+        match op {
+            Op::Node { node, meta, .. } => self.set_node(*node, meta),
+            Op::Name { parent, name, node } => self.set_name(*parent, name, *node),
+            Op::Unname { parent, name } => self.close_name(*parent, name).map(drop),
+            Op::Write {
+                node,
+                offset,
+                len,
+                block,
+                block_offset,
+            } => {
+                let e = Extent::new(*offset, u64::from(*len));
+                self.overlay(*node, e)?;
+                let extent = BlockExtent {
+                    offset: *offset,
+                    len: e.len,
+                    block: self.first_block + u64::from(*block),
+                    block_offset: *block_offset,
+                };
+                self.insert_extent(*node, extent)
+            }
+            Op::Hole { node, offset, len } => self.overlay(*node, Extent::new(*offset, *len)),
+            Op::Copy {
+                node,
+                offset,
+                len,
+                from,
+                from_offset,
+            } => self.copy(*node, *offset, *len, *from, *from_offset),
+            Op::Drop { node } => self.drop_staged(*node),
+            Op::Clear if number == 0 => self.clear(),
+            Op::Clear => Err(Rule::LateClear.into()),
+        }
+    }
+
+    fn known(&mut self, node: NodeId) -> Step<Known> {
+        if let Some(k) = self.known.get(&node) {
+            return Ok(*k);
+        }
+        let meta = self
+            .conn
+            .prepare_cached("SELECT meta FROM attrs WHERE node=?1")?
+            .query_row([node.0 as i64], |r| decode_meta(r.get_ref(0)?.as_blob()?))
+            .optional()?
+            .ok_or(Rule::NoNode(node))?;
+        let k = Known {
+            kind: meta.kind,
+            size: meta.size,
+        };
+        self.known.insert(node, k);
+        Ok(k)
+    }
+
+    fn set_node(&mut self, node: NodeId, meta: &Meta) -> Step {
+        let now = Known {
+            kind: meta.kind,
+            size: meta.size,
+        };
+        match self.known(node) {
+            Err(Stop::Rule(_)) => {
+                self.conn
+                    .prepare_cached("INSERT INTO attrs VALUES(?1,?2,?2,?3)")?
+                    .execute((node.0 as i64, self.seq, encode_meta(meta)))?;
+                self.unnamed.insert(node);
+                self.content_end.insert(node, 0);
+                self.versions += 1;
+            }
+            Err(e) => return Err(e),
+            Ok(before) => {
+                if before.kind != meta.kind {
+                    return Err(Rule::Kind(node).into());
+                }
+                if meta.size < before.size {
+                    self.trim(node, meta.size)?;
+                    let cut = Extent::new(meta.size, before.size - meta.size);
+                    self.delta.range(node, cut);
+                }
+                self.version(node, Some(meta), meta.size != before.size)?;
+            }
+        }
+        self.rows += 1;
+        self.known.insert(node, now);
+        self.delta.nodes.insert(node);
+        Ok(())
+    }
+
+    /// Begins a new version of a node's attributes unless this batch already has, or nothing changes.
+    fn version(&mut self, node: NodeId, meta: Option<&Meta>, content: bool) -> Step {
+        let id = node.0 as i64;
+        let (from, before): (i64, Vec<u8>) = self
+            .conn
+            .prepare_cached("SELECT from_seq, meta FROM attrs WHERE node=?1")?
+            .query_row([id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        let after = meta.map(encode_meta);
+        let after = after.as_deref().unwrap_or(&before);
+        if before == after && !content {
+            return Ok(());
+        }
+        if from < self.seq {
+            self.conn
+                .prepare_cached(
+                    "INSERT INTO attrs_old SELECT node, ?2, from_seq, content_seq, meta FROM attrs WHERE node=?1",
+                )?
+                .execute((id, self.seq))?;
+            self.versions += 1;
+        }
+        self.conn
+            .prepare_cached(
+                "UPDATE attrs SET from_seq=?2, meta=?3, content_seq=iif(?4, ?2, content_seq) WHERE node=?1",
+            )?
+            .execute((id, self.seq, after, content))?;
+        Ok(())
+    }
+
+    fn set_name(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Step {
+        if self.known(parent)?.kind != Kind::Dir {
+            return Err(Rule::NotDir(parent).into());
+        }
+        let kind = self.known(node)?.kind;
+        let there: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT node FROM names WHERE parent=?1 AND name=?2")?
+            .query_row((parent.0 as i64, name.as_bytes()), |r| r.get(0))
+            .optional()?;
+        if there == Some(node.0 as i64) {
+            return Ok(());
+        }
+        if there.is_some() {
+            self.close_name(parent, name)?;
+        }
+        self.conn
+            .prepare_cached("INSERT INTO names VALUES(?1,?2,?3,?4)")?
+            .execute((parent.0 as i64, name.as_bytes(), node.0 as i64, self.seq))?;
+        self.rows += 1;
+        if kind == Kind::Dir {
+            self.moved_dirs.insert(node);
+        }
+        if !self.unnamed.remove(&node) {
+            self.conn
+                .prepare_cached("DELETE FROM staged WHERE node=?1")?
+                .execute([node.0 as i64])?;
+        }
+        self.delta.names.insert((parent, name.clone()));
+        Ok(())
+    }
+
+    /// Ends a name, if there is one; returns what it named.
+    fn close_name(&mut self, parent: NodeId, name: &Name) -> Step<Option<NodeId>> {
+        let key = (parent.0 as i64, name.as_bytes());
+        let Some((node, from)) = self
+            .conn
+            .prepare_cached(
+                "DELETE FROM names WHERE parent=?1 AND name=?2 RETURNING node, from_seq",
+            )?
+            .query_row(key, |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)))
+            .optional()?
+        else {
+            return Ok(None);
+        };
+        if from < self.seq {
+            self.conn
+                .prepare_cached("INSERT INTO names_old VALUES(?1,?2,?3,?4,?5)")?
+                .execute((key.0, key.1, self.seq, node, from))?;
+        }
+        self.rows += 1;
+        let node = NodeId(node as u64);
+        self.lost.insert(node);
+        self.delta.names.insert((parent, name.clone()));
+        Ok(Some(node))
+    }
+
+    /// Takes a range away from a file's content, and notes that it changed.
+    fn overlay(&mut self, node: NodeId, e: Extent) -> Step {
+        if self.known(node)?.kind != Kind::File {
+            return Err(Rule::NotFile(node).into());
+        }
+        self.written.insert(node);
+        self.delta.range(node, e);
+        self.delta.nodes.insert(node);
+        if let Some(end) = self.content_end.get_mut(&node) {
+            let behind = e.offset >= *end;
+            *end = (*end).max(e.end());
+            if behind {
+                return Ok(());
+            }
+        }
+        self.punch(node, e)
+    }
+
+    fn punch(&mut self, node: NodeId, e: Extent) -> Step {
+        let (start, end) = (e.offset as i64, e.end().min(i64::MAX as u64) as i64);
+        let hit: Vec<(BlockExtent, i64)> = self
+            .conn
+            .prepare_cached(
+                "SELECT offset, len, block, block_off, from_seq FROM extents
+                 WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4",
+            )?
+            .query_map(
+                (node.0 as i64, start.saturating_sub(EXTENT_MAX), end, start),
+                |r| Ok((extent_row(r)?, r.get(4)?)),
+            )?
+            .collect::<Result<_, _>>()?;
+        for (x, from) in hit {
+            self.close_extent(node, &x, from)?;
+            if x.offset < e.offset {
+                let len = e.offset - x.offset;
+                self.insert_extent(node, BlockExtent { len, ..x })?;
+            }
+            let x_end = x.offset + x.len;
+            if x_end > e.end() {
+                let skip = e.end() - x.offset;
+                let right = BlockExtent {
+                    offset: e.end(),
+                    len: x_end - e.end(),
+                    block_offset: x.block_offset + skip as u32,
+                    ..x
+                };
+                self.insert_extent(node, right)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_extent(&mut self, node: NodeId, x: &BlockExtent, from: i64) -> Step {
+        self.conn
+            .prepare_cached("DELETE FROM extents WHERE node=?1 AND offset=?2")?
+            .execute((node.0 as i64, x.offset as i64))?;
+        if from < self.seq {
+            self.conn
+                .prepare_cached("INSERT INTO extents_old VALUES(?1,?2,?3,?4,?5,?6,?7)")?
+                .execute((
+                    node.0 as i64,
+                    self.seq,
+                    x.offset as i64,
+                    x.len as i64,
+                    x.block as i64,
+                    x.block_offset,
+                    from,
+                ))?;
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn insert_extent(&mut self, node: NodeId, x: BlockExtent) -> Step {
+        self.conn
+            .prepare_cached("INSERT INTO extents VALUES(?1,?2,?3,?4,?5,?6)")?
+            .execute((
+                node.0 as i64,
+                x.offset as i64,
+                x.len as i64,
+                x.block as i64,
+                x.block_offset,
+                self.seq,
+            ))?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Cuts off content at and behind `size`.
+    fn trim(&mut self, node: NodeId, size: u64) -> Step {
+        self.punch(node, Extent::to_end(size))?;
+        if let Some(end) = self.content_end.get_mut(&node) {
+            *end = (*end).min(size);
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        node: NodeId,
+        offset: u64,
+        len: u64,
+        from: NodeId,
+        from_offset: u64,
+    ) -> Step {
+        if self.known(from)?.kind != Kind::File {
+            return Err(Rule::NotFile(from).into());
+        }
+        let source = Extent::new(from_offset, len);
+        // All of them before the first is changed: the ranges may overlap in one file.
+        let start = from_offset as i64;
+        let pieces: Vec<BlockExtent> = self
+            .conn
+            .prepare_cached(
+                "SELECT offset, len, block, block_off FROM extents
+                 WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4 ORDER BY offset LIMIT ?5",
+            )?
+            .query_map(
+                (
+                    from.0 as i64,
+                    start.saturating_sub(EXTENT_MAX),
+                    source.end() as i64,
+                    start,
+                    BATCH_ROWS_MAX as i64,
+                ),
+                extent_row,
+            )?
+            .collect::<Result<_, _>>()?;
+        self.overlay(node, Extent::new(offset, len))?;
+        for x in pieces {
+            let Some(part) = source.intersect(Extent::new(x.offset, x.len)) else {
+                continue;
+            };
+            let copied = BlockExtent {
+                offset: part.offset - from_offset + offset,
+                len: part.len,
+                block: x.block,
+                block_offset: x.block_offset + (part.offset - x.offset) as u32,
+            };
+            self.insert_extent(node, copied)?;
+            if self.rows > BATCH_ROWS_MAX {
+                return Err(Rule::TooMuch.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_staged(&mut self, node: NodeId) -> Step {
+        if matches!(self.known(node), Err(Stop::Rule(_))) {
+            return Ok(());
+        }
+        let staged = self.unnamed.remove(&node)
+            || self
+                .conn
+                .prepare_cached("DELETE FROM staged WHERE node=?1")?
+                .execute([node.0 as i64])?
+                > 0;
+        if !staged {
+            return Err(Rule::Named(node).into());
+        }
+        self.end_node(node)
+    }
+
+    /// Ends a node's attributes and content.
+    fn end_node(&mut self, node: NodeId) -> Step {
+        let id = node.0 as i64;
+        for sql in [
+            "INSERT INTO attrs_old SELECT node, ?2, from_seq, content_seq, meta FROM attrs
+             WHERE node=?1 AND from_seq<?2",
+            "INSERT INTO extents_old SELECT node, ?2, offset, len, block, block_off, from_seq FROM extents
+             WHERE node=?1 AND from_seq<?2",
+        ] {
+            self.rows += self.conn.prepare_cached(sql)?.execute((id, self.seq))? as u64;
+        }
+        for sql in [
+            "DELETE FROM attrs WHERE node=?1",
+            "DELETE FROM extents WHERE node=?1",
+        ] {
+            self.conn.prepare_cached(sql)?.execute([id])?;
+        }
+        self.known.remove(&node);
+        self.content_end.remove(&node);
+        self.written.remove(&node);
+        self.delta.nodes.remove(&node);
+        self.delta.content.remove(&node);
+        Ok(())
+    }
+
+    fn clear(&mut self) -> Step {
+        let seq = self.seq;
+        for sql in [
+            "INSERT INTO names_old SELECT parent, name, ?1, node, from_seq FROM names WHERE from_seq<?1",
+            "INSERT INTO attrs_old SELECT node, ?1, from_seq, content_seq, meta FROM attrs
+             WHERE node<>1 AND from_seq<?1",
+            "INSERT INTO extents_old SELECT node, ?1, offset, len, block, block_off, from_seq FROM extents
+             WHERE from_seq<?1",
+        ] {
+            self.conn.execute(sql, [seq])?;
+        }
+        self.conn.execute_batch(
+            "DELETE FROM names; DELETE FROM attrs WHERE node<>1; DELETE FROM extents; DELETE FROM staged;",
+        )?;
+        self.known.clear();
+        self.delta = Delta {
+            cleared: true,
+            ..Delta::default()
+        };
+        Ok(())
+    }
+
+    fn has_name(&self, node: NodeId) -> Step<bool> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT 1 FROM names WHERE node=?1 LIMIT 1")?
+            .exists([node.0 as i64])?)
+    }
+
+    /// At the commit: who has lost the last name is gone with all below; directories have one place each.
+    fn settle_names(&mut self) -> Step {
+        let mut candidates: Vec<NodeId> = self.lost.drain().collect();
+        while let Some(node) = candidates.pop() {
+            if self.has_name(node)? {
+                continue;
+            }
+            let Ok(known) = self.known(node) else {
+                continue;
+            };
+            if known.kind == Kind::Dir {
+                candidates.extend(self.close_children(node)?);
+            }
+            self.end_node(node)?;
+            self.moved_dirs.remove(&node);
+        }
+        let mut good: HashSet<NodeId> = HashSet::from([NodeId::ROOT]);
+        for dir in std::mem::take(&mut self.moved_dirs) {
+            self.check_place(dir, &mut good)?;
+        }
+        for node in std::mem::take(&mut self.unnamed) {
+            self.conn
+                .prepare_cached("INSERT OR IGNORE INTO staged VALUES(?1)")?
+                .execute([node.0 as i64])?;
+        }
+        Ok(())
+    }
+
+    /// Ends every name in a directory that is gone; returns what they named.
+    fn close_children(&mut self, dir: NodeId) -> Step<Vec<NodeId>> {
+        let names: Vec<Name> = self
+            .conn
+            .prepare_cached("SELECT name FROM names WHERE parent=?1")?
+            .query_map([dir.0 as i64], |r| name_at(r, 0))?
+            .collect::<Result<_, _>>()?;
+        let mut nodes = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(node) = self.close_name(dir, &name)? else {
+                continue;
+            };
+            self.lost.remove(&node);
+            nodes.push(node);
+            if !self.has_name(node)? {
+                // It goes with the directory; only what lives on elsewhere is of interest.
+                self.delta.names.remove(&(dir, name));
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn check_place(&mut self, dir: NodeId, good: &mut HashSet<NodeId>) -> Step {
+        let mut chain = vec![dir];
+        let mut at = dir;
+        while !good.contains(&at) {
+            let parents: Vec<i64> = self
+                .conn
+                .prepare_cached("SELECT parent FROM names WHERE node=?1 LIMIT 2")?
+                .query_map([at.0 as i64], |r| r.get(0))?
+                .collect::<Result<_, _>>()?;
+            match parents[..] {
+                [parent] => at = NodeId(parent as u64),
+                // A staged directory may hold names before it has its own.
+                [] => break,
+                _ => return Err(Rule::TwoNames(at).into()),
+            }
+            if chain.len() > limits::TREE_DEPTH || (at == dir) {
+                return Err(Rule::Cycle(dir).into());
+            }
+            chain.push(at);
+        }
+        good.extend(chain);
+        Ok(())
+    }
+
+    /// At the commit: nothing lies behind a file's end, and changed content is a version of its node.
+    fn settle_content(&mut self) -> Step {
+        for node in std::mem::take(&mut self.written) {
+            let size = self.known(node)?.size;
+            self.trim(node, size)?;
+            self.version(node, None, true)?;
+        }
+        Ok(())
+    }
+}

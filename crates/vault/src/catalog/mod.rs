@@ -1,0 +1,371 @@
+//! The catalog: an index over the log in SQLite. It holds nothing that the log does not: it may lag behind it,
+//! be lost or be damaged, and is then replayed from it. It must never be the reason for an ack.
+
+mod apply;
+mod schema;
+mod view;
+
+pub use apply::{Applied, Delta, Violation};
+pub use schema::CATALOG_VERSION;
+pub use view::{NodeRow, View};
+
+use crate::segment::{BatchReader, LogError, Place};
+use farwrite_core::{BatchSeq, Commit, Epoch, Meta, NodeId, Timestamp};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A catalog that was not closed properly is checked page by page up to this size; a larger one only where
+/// it is read.
+const CHECK_BYTES: u64 = 256 << 20;
+/// Statements kept prepared.
+const STATEMENTS: usize = 64;
+/// Batches applied in one transaction by [`Catalog::replay`].
+const REPLAY_BATCHES: usize = 32;
+/// How long a reader waits for a lock of the writer.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// What went wrong with a catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// SQLite's own error.
+    #[error("catalog {path}: {source}")]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What it says.
+        source: rusqlite::Error,
+    },
+    /// The log below it.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A damaged catalog could not be moved out of the way.
+    #[error("cannot set aside the damaged catalog {path}: {source}")]
+    SetAside {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The log holds a batch that breaks the rules of a tree.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+}
+
+/// A number kept in the catalog's `meta` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The mirror shows this batch.
+    MirrorSeq,
+    /// The mirror of this batch is on the disk.
+    MirrorCheckpoint,
+    /// 1 while the mirror may differ from [`Mark::MirrorSeq`].
+    MirrorDirty,
+    /// 1 while a writer has the catalog open.
+    Open,
+    /// Versions of nodes recorded since the log began.
+    Versions,
+}
+
+impl Mark {
+    fn key(self) -> &'static str {
+        match self {
+            Mark::MirrorSeq => "mirror_seq",
+            Mark::MirrorCheckpoint => "mirror_checkpoint",
+            Mark::MirrorDirty => "mirror_dirty",
+            Mark::Open => "open",
+            Mark::Versions => "versions",
+        }
+    }
+}
+
+/// A row of the `batches` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchRow {
+    /// Its commit.
+    pub commit: Commit,
+    /// Where it ends in the log.
+    pub end: Place,
+}
+
+/// The catalog, open for writing. The caller holds the source's lock.
+pub struct Catalog {
+    conn: Connection,
+    path: PathBuf,
+    applied: BatchSeq,
+    next_block: u64,
+    /// A damaged batch was applied: later ones may refer to what is missing.
+    lenient: bool,
+    set_aside: Option<PathBuf>,
+}
+
+impl Catalog {
+    /// Opens or creates the catalog at `path`. One that is damaged, of another version or not of this log (`last`
+    /// is the log's last batch) is renamed to `catalog.db.damaged-N` and begun anew: [`Catalog::replay`] fills it.
+    pub fn open(path: &Path, last: Option<&Commit>) -> Result<Self, CatalogError> {
+        if path.exists() {
+            match Self::open_existing(path, last) {
+                Ok(Some(catalog)) => return Ok(catalog),
+                Ok(None) => {}
+                Err(e) => tracing::warn!(path = %path.display(), "catalog unusable: {e}"),
+            }
+            let aside = set_aside(path).map_err(|source| CatalogError::SetAside {
+                path: path.to_owned(),
+                source,
+            })?;
+            let mut catalog = Self::create(path)?;
+            catalog.set_aside = Some(aside);
+            return Ok(catalog);
+        }
+        Self::create(path)
+    }
+
+    fn create(path: &Path) -> Result<Self, CatalogError> {
+        let fail = |source| CatalogError::Sqlite {
+            path: path.to_owned(),
+            source,
+        };
+        let mut conn = connect(path).map_err(fail)?;
+        let root = encode_meta(&Meta::plain_dir());
+        schema::create(&mut conn, &root).map_err(fail)?;
+        Self::finish_open(conn, path).map_err(fail)
+    }
+
+    fn open_existing(path: &Path, last: Option<&Commit>) -> rusqlite::Result<Option<Self>> {
+        let conn = connect(path)?;
+        if !schema::is_current(&conn)? {
+            return Ok(None);
+        }
+        let size = std::fs::metadata(path).map_or(0, |m| m.len());
+        if size <= CHECK_BYTES && get_mark(&conn, Mark::Open)? != 0 {
+            let answer: String =
+                conn.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0))?;
+            if answer != "ok" {
+                return Ok(None);
+            }
+        }
+        let newest = newest_batch(&conn)?;
+        let fits = match (&newest, last) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(row), Some(last)) if row.commit.seq == last.seq => row.commit.chain == last.chain,
+            (Some(row), Some(last)) => row.commit.seq < last.seq,
+        };
+        if !fits {
+            return Ok(None);
+        }
+        Self::finish_open(conn, path).map(Some)
+    }
+
+    fn finish_open(conn: Connection, path: &Path) -> rusqlite::Result<Self> {
+        conn.set_prepared_statement_cache_capacity(STATEMENTS);
+        let applied = newest_batch(&conn)?.map_or(BatchSeq(0), |r| r.commit.seq);
+        let last_block: Option<i64> =
+            conn.query_row("SELECT max(id) FROM blocks", [], |r| r.get(0))?;
+        let lenient = conn
+            .prepare("SELECT 1 FROM batches WHERE damage IS NOT NULL LIMIT 1")?
+            .exists([])?;
+        set_mark(&conn, Mark::Open, 1)?;
+        Ok(Catalog {
+            conn,
+            path: path.to_owned(),
+            applied,
+            next_block: last_block.map_or(0, |b| b as u64 + 1),
+            lenient,
+            set_aside: None,
+        })
+    }
+
+    /// The last batch in the catalog; 0 if none.
+    pub fn applied(&self) -> BatchSeq {
+        self.applied
+    }
+
+    /// Where the damaged catalog was put that this one replaces.
+    pub fn set_aside(&self) -> Option<&Path> {
+        self.set_aside.as_deref()
+    }
+
+    /// A reader of the log that starts behind [`Catalog::applied`].
+    pub fn log_reader(&self, log_dir: &Path) -> Result<BatchReader, CatalogError> {
+        let newest = newest_batch(&self.conn).map_err(|e| self.fail(e))?;
+        Ok(BatchReader::open(
+            log_dir,
+            newest.map(|r| (r.end, r.commit)),
+        )?)
+    }
+
+    /// Applies what the log holds up to `end`.
+    pub fn replay(&mut self, log_dir: &Path, end: Place) -> Result<(), CatalogError> {
+        let mut reader = self.log_reader(log_dir)?;
+        loop {
+            let mut batches = Vec::new();
+            while batches.len() < REPLAY_BATCHES {
+                match reader.next_batch(end)? {
+                    Some(b) => batches.push(b),
+                    None => break,
+                }
+            }
+            if batches.is_empty() {
+                return Ok(());
+            }
+            if let Some(v) = self.apply(&batches)?.violation {
+                return Err(v.into());
+            }
+        }
+    }
+
+    /// The tree as it stood after a batch.
+    pub fn view(&self, at: BatchSeq) -> View<'_> {
+        View::new(&self.conn, at, self.applied)
+    }
+
+    /// A number kept beside the tables; 0 if it was never set.
+    pub fn mark(&self, mark: Mark) -> Result<u64, CatalogError> {
+        get_mark(&self.conn, mark)
+            .map(|n| n as u64)
+            .map_err(|e| self.fail(e))
+    }
+
+    /// Sets several numbers at once.
+    pub fn set_marks(&mut self, marks: &[(Mark, u64)]) -> Result<(), CatalogError> {
+        let path = self.path.clone();
+        let fail = |source| CatalogError::Sqlite {
+            path: path.clone(),
+            source,
+        };
+        let tx = self.conn.transaction().map_err(fail)?;
+        for (mark, value) in marks {
+            set_mark(&tx, *mark, *value as i64).map_err(fail)?;
+        }
+        tx.commit().map_err(fail)
+    }
+
+    /// Marks the catalog as properly closed.
+    pub fn close(mut self) -> Result<(), CatalogError> {
+        self.set_marks(&[(Mark::Open, 0)])
+    }
+
+    fn fail(&self, source: rusqlite::Error) -> CatalogError {
+        CatalogError::Sqlite {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+/// Opens for reading only, beside a writer. The database must exist.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    // Read-write in SQLite's terms, as a WAL reader needs the shared-memory file; `query_only` keeps it harmless.
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .or_else(|_| {
+        Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )
+    })?;
+    conn.busy_timeout(BUSY)?;
+    conn.pragma_update(None, "query_only", true)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(conn)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.busy_timeout(BUSY)?;
+    conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    conn.pragma_update(None, "cache_size", -65536)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(conn)
+}
+
+/// Renames the database and its companions out of the way.
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let beside = |suffix: &str| {
+        let mut p = path.as_os_str().to_owned();
+        p.push(suffix);
+        PathBuf::from(p)
+    };
+    let aside = (1..)
+        .map(|n| beside(&format!(".damaged-{n}")))
+        .find(|p| !p.exists())
+        .expect("numbers do not end");
+    std::fs::rename(path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        match std::fs::remove_file(beside(suffix)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn get_mark(conn: &Connection, mark: Mark) -> rusqlite::Result<i64> {
+    conn.prepare_cached("SELECT value FROM meta WHERE key=?1")?
+        .query_row([mark.key()], |r| r.get(0))
+        .optional()
+        .map(|v| v.unwrap_or(0))
+}
+
+fn set_mark(conn: &Connection, mark: Mark, value: i64) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT OR REPLACE INTO meta VALUES(?1, ?2)")?
+        .execute((mark.key(), value))
+        .map(drop)
+}
+
+/// Reads a mark through any connection.
+pub fn read_mark(conn: &Connection, mark: Mark) -> rusqlite::Result<u64> {
+    get_mark(conn, mark).map(|v| v as u64)
+}
+
+/// Columns that [`batch_row`] reads.
+pub const BATCH_COLUMNS: &str =
+    "seq, sec, nsec, clean, segment, end_offset, ops, blocks, epoch, next_node, chain";
+
+/// Reads a row of [`BATCH_COLUMNS`].
+pub fn batch_row(r: &Row<'_>) -> rusqlite::Result<BatchRow> {
+    Ok(BatchRow {
+        commit: Commit {
+            seq: BatchSeq(r.get::<_, i64>(0)? as u64),
+            time: Timestamp {
+                sec: r.get(1)?,
+                nsec: r.get(2)?,
+            },
+            clean: r.get(3)?,
+            ops: r.get::<_, i64>(6)? as u64,
+            blocks: r.get::<_, i64>(7)? as u64,
+            epoch: Epoch(r.get(8)?),
+            next_node: NodeId(r.get::<_, i64>(9)? as u64),
+            chain: r.get(10)?,
+        },
+        end: Place {
+            segment: r.get::<_, i64>(4)? as u64,
+            offset: r.get::<_, i64>(5)? as u64,
+        },
+    })
+}
+
+/// The last batch in the catalog.
+pub fn newest_batch(conn: &Connection) -> rusqlite::Result<Option<BatchRow>> {
+    conn.query_row(
+        &format!("SELECT {BATCH_COLUMNS} FROM batches ORDER BY seq DESC LIMIT 1"),
+        [],
+        batch_row,
+    )
+    .optional()
+}
+
+/// A node's attributes as the catalog keeps them.
+pub(crate) fn encode_meta(meta: &Meta) -> Vec<u8> {
+    postcard::to_stdvec(meta).expect("encoding into memory")
+}
+
+pub(crate) fn decode_meta(bytes: &[u8]) -> rusqlite::Result<Meta> {
+    postcard::from_bytes(bytes).map_err(|e| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(e))
+    })
+}

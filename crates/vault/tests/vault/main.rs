@@ -1,0 +1,5 @@
+//! Tests of the vault through its public API; one binary, so that the oracle is built once.
+
+mod catalog;
+mod common;
+mod segment_log;
