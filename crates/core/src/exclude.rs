@@ -68,6 +68,9 @@ impl Excludes {
 
     /// Is the path or any directory above it (up to the root) excluded?
     pub fn excludes(&self, path: &BytePath, is_dir: bool) -> bool {
+        if self.is_empty() {
+            return false;
+        }
         if self.absolute.iter().any(|a| path.starts_with(a)) {
             return true;
         }

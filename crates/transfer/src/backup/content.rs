@@ -1,0 +1,310 @@
+//! Finds the variant part of a file: compares what is there, block by block, with the checksums of what was
+//! sent, and reads no more than it is told to when the sensor knew the extents.
+
+use super::index::IndexError;
+use super::rows::{NodeFlags, NodeRow};
+use farwrite_core::limits::SUM_BLOCK_BYTES;
+use farwrite_core::{Extent, ExtentSet};
+use farwrite_fs::next_segment;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+/// Blocks in one group of checksums.
+pub const GROUP_BLOCKS: u64 = 256;
+/// Bytes of file that one group covers: 2 MiB.
+pub const GROUP_BYTES: u64 = GROUP_BLOCKS * SUM_BLOCK_BYTES;
+/// Files up to this size are sent whole and have one checksum.
+pub const SMALL_BYTES: u64 = 64 << 10;
+/// Bytes of one checksum.
+pub const SUM_BYTES: usize = 16;
+/// The checksum of a block that is a hole.
+pub const HOLE: [u8; SUM_BYTES] = [0; SUM_BYTES];
+
+/// XXH3-128 of a block of data; never that of a hole.
+///
+/// Tells changed from unchanged on the source's own disk only. Integrity on the wire and in the vault rests on
+/// BLAKE3.
+pub fn sum(data: &[u8]) -> [u8; SUM_BYTES] {
+    nonzero(xxh3_128(data))
+}
+
+fn nonzero(h: u128) -> [u8; SUM_BYTES] {
+    h.max(1).to_le_bytes()
+}
+
+/// What is different about a piece of a file.
+pub enum Variant<'a> {
+    /// These bytes are at this offset.
+    Data(u64, &'a [u8]),
+    /// This range is a hole.
+    Hole(Extent),
+    /// A group's checksums are these now; all its differences have been told. `None`: all holes.
+    Sums(u64, Option<Vec<u8>>),
+}
+
+/// Why a comparison ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError<E> {
+    /// The file could not be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The receiver of the variants failed.
+    #[error(transparent)]
+    Receiver(E),
+}
+
+/// The small file's content and what it is: bytes, runs of data in them, checksum.
+pub struct SmallContent {
+    /// All bytes, holes as zeros.
+    pub bytes: Vec<u8>,
+    /// Runs: extent and whether it is a hole.
+    pub runs: Vec<(Extent, bool)>,
+    /// Over content and holes.
+    pub sum: [u8; SUM_BYTES],
+}
+
+/// Reads a file of at most [`SMALL_BYTES`]; shorter content than `size` is an `UnexpectedEof`.
+pub fn read_small(file: &File, size: u64, sparse: bool) -> io::Result<SmallContent> {
+    let mut bytes = vec![0; size as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    let mut runs = Vec::new();
+    if sparse {
+        let mut at = 0;
+        while let Some(s) = next_segment(file, at, size)? {
+            runs.push((Extent::new(s.offset, s.len), s.hole));
+            at = s.offset + s.len;
+        }
+    } else if size > 0 {
+        runs.push((Extent::new(0, size), false));
+    }
+    let mut h = Xxh3::new();
+    h.update(&bytes);
+    for (e, hole) in &runs {
+        if *hole {
+            h.update(&e.offset.to_le_bytes());
+            h.update(&e.len.to_le_bytes());
+        }
+    }
+    Ok(SmallContent {
+        bytes,
+        runs,
+        sum: nonzero(h.digest128()),
+    })
+}
+
+/// Told every difference in order of offset.
+pub type Receiver<'a, E> = &'a mut dyn FnMut(Variant<'_>) -> Result<(), E>;
+
+/// Compares a large file with what was sent of `base` and tells `f` every difference in order of offset.
+///
+/// `sums` reads a group of the base's checksums; `groups` are those that exist. `extents`: look there only.
+/// Returns the bytes read. A file that turns out shorter than `size` is an `UnexpectedEof`.
+pub struct Comparison<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Its size when it was opened.
+    pub size: u64,
+    /// What was sent before; `None` for a new file.
+    pub base: Option<&'a NodeRow>,
+    /// The bytes that changed, if known.
+    pub extents: Option<&'a ExtentSet>,
+    /// Groups of the base that have checksums.
+    pub groups: BTreeSet<u64>,
+}
+
+impl Comparison<'_> {
+    /// Does the base have checksums that describe what was sent?
+    fn known(&self) -> bool {
+        self.base
+            .as_ref()
+            .is_some_and(|b| b.flags.has(NodeFlags::SUMS) && b.meta.size > SMALL_BYTES)
+    }
+
+    /// See [`Comparison`].
+    pub fn run<E>(
+        &self,
+        sums: &mut dyn FnMut(u64) -> Result<Option<Vec<u8>>, IndexError>,
+        f: Receiver<'_, E>,
+    ) -> Result<u64, ContentError<E>> {
+        let known = self.known();
+        let mut buf = vec![0u8; GROUP_BYTES as usize];
+        let mut read = 0;
+        let mut group = 0;
+        while group * GROUP_BYTES < self.size {
+            let start = group * GROUP_BYTES;
+            let span = Extent::new(start, GROUP_BYTES.min(self.size - start));
+            if known && self.untouched(span) {
+                group += 1;
+                continue;
+            }
+            let old = if known && self.groups.contains(&group) {
+                sums(group)?
+            } else {
+                None
+            };
+            let first = next_segment(self.file, start, self.size)?;
+            if let Some(s) = first.filter(|s| s.hole && s.len >= span.len) {
+                if old.is_some() || (self.base.is_some() && !known) {
+                    f(Variant::Hole(span)).map_err(ContentError::Receiver)?;
+                }
+                if old.is_some() {
+                    f(Variant::Sums(group, None)).map_err(ContentError::Receiver)?;
+                }
+                group = self.behind_hole(group, s.offset + s.len, known);
+                continue;
+            }
+            read += self.group(group, span, old, &mut buf, f)?;
+            group += 1;
+        }
+        // What lay behind the new end is cut off by the size; its checksums go.
+        for &g in self
+            .groups
+            .iter()
+            .filter(|g| **g * GROUP_BYTES >= self.size)
+        {
+            f(Variant::Sums(g, None)).map_err(ContentError::Receiver)?;
+        }
+        Ok(read)
+    }
+
+    /// Is the group outside of what the sensor named? The block at the old end has changed its length even if nobody
+    /// wrote to it.
+    fn untouched(&self, span: Extent) -> bool {
+        let Some(extents) = self.extents else {
+            return false;
+        };
+        let old = self.base.map_or(0, |b| b.meta.size);
+        let end = old.min(self.size);
+        let tail = old != self.size && (span.offset..=span.end()).contains(&end);
+        !tail && !extents.iter().any(|e| e.intersect(span).is_some())
+    }
+
+    /// The first group behind `group` that a hole up to `end` does not settle.
+    fn behind_hole(&self, group: u64, end: u64, known: bool) -> u64 {
+        let mut next = group + 1;
+        if known || self.base.is_none() {
+            while (next + 1) * GROUP_BYTES <= end && !self.groups.contains(&next) {
+                next += 1;
+            }
+        }
+        next
+    }
+
+    fn group<E>(
+        &self,
+        group: u64,
+        span: Extent,
+        old: Option<Vec<u8>>,
+        buf: &mut [u8],
+        f: Receiver<'_, E>,
+    ) -> Result<u64, ContentError<E>> {
+        let data = self.data_in(span)?;
+        let buf = &mut buf[..span.len as usize];
+        buf.fill(0);
+        let mut read = 0;
+        for e in &data {
+            let from = (e.offset - span.offset) as usize;
+            self.file
+                .read_exact_at(&mut buf[from..from + e.len as usize], e.offset)?;
+            read += e.len;
+        }
+        let old_unknown = self.base.is_some() && !self.known();
+        let blocks = span.len.div_ceil(SUM_BLOCK_BYTES);
+        let mut new = Vec::with_capacity(blocks as usize * SUM_BYTES);
+        let mut run: Option<Extent> = None;
+        for b in 0..blocks {
+            let from = b * SUM_BLOCK_BYTES;
+            let block = Extent::new(span.offset + from, SUM_BLOCK_BYTES.min(span.len - from));
+            let now = block_sum(
+                &buf[from as usize..(from + block.len) as usize],
+                block,
+                &data,
+            );
+            let at = new.len();
+            new.extend_from_slice(&now);
+            let differs = match old.as_ref().and_then(|o| o.get(at..at + SUM_BYTES)) {
+                Some(was) => was != now,
+                None => now != HOLE || old_unknown,
+            };
+            match (&mut run, differs) {
+                (Some(r), true) => r.len += block.len,
+                (None, true) => run = Some(block),
+                (_, false) => {
+                    if let Some(r) = run.take() {
+                        self.tell(r, span, &data, buf, f)?;
+                    }
+                }
+            }
+        }
+        if let Some(r) = run {
+            self.tell(r, span, &data, buf, f)?;
+        }
+        if old.as_deref() != Some(&new) {
+            f(Variant::Sums(group, Some(new))).map_err(ContentError::Receiver)?;
+        }
+        Ok(read)
+    }
+
+    /// The runs of data in a range.
+    fn data_in(&self, span: Extent) -> io::Result<Vec<Extent>> {
+        let mut data: Vec<Extent> = Vec::new();
+        let mut at = span.offset;
+        while let Some(s) = next_segment(self.file, at, span.end())? {
+            at = s.offset + s.len;
+            match data.last_mut() {
+                Some(last) if !s.hole && last.end() == s.offset => last.len += s.len,
+                _ if !s.hole => data.push(Extent::new(s.offset, s.len)),
+                _ => {}
+            }
+        }
+        Ok(data)
+    }
+
+    /// Tells a run of differing blocks as data and holes.
+    fn tell<E>(
+        &self,
+        run: Extent,
+        span: Extent,
+        data: &[Extent],
+        buf: &[u8],
+        f: Receiver<'_, E>,
+    ) -> Result<(), ContentError<E>> {
+        let mut at = run.offset;
+        let hole_to = |at: u64, to: u64, f: Receiver<'_, E>| match self.base {
+            Some(_) if to > at => f(Variant::Hole(Extent::new(at, to - at))),
+            _ => Ok(()),
+        };
+        for e in data.iter().filter_map(|e| e.intersect(run)) {
+            hole_to(at, e.offset, f).map_err(ContentError::Receiver)?;
+            let from = (e.offset - span.offset) as usize;
+            f(Variant::Data(e.offset, &buf[from..from + e.len as usize]))
+                .map_err(ContentError::Receiver)?;
+            at = e.end();
+        }
+        hole_to(at, run.end(), f).map_err(ContentError::Receiver)
+    }
+}
+
+/// Checksum of a block of which `data` names the parts that are not holes.
+fn block_sum(bytes: &[u8], block: Extent, data: &[Extent]) -> [u8; SUM_BYTES] {
+    let mut parts = data.iter().filter_map(|e| e.intersect(block)).peekable();
+    match parts.peek() {
+        None => HOLE,
+        Some(e) if *e == block => sum(bytes),
+        Some(_) => {
+            let mut h = Xxh3::new();
+            h.update(bytes);
+            for e in parts {
+                h.update(&e.offset.to_le_bytes());
+                h.update(&e.len.to_le_bytes());
+            }
+            nonzero(h.digest128())
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! Sending a regular file: its variant part, staged where it is too large for one batch, then its attributes.
+
+use super::batch::Piece;
+use super::content::{Comparison, ContentError, SMALL_BYTES, Variant, read_small};
+use super::look::Present;
+use super::rows::{NodeFlags, NodeRow};
+use super::unit::{BackupUnit, TICK, UnitError};
+use farwrite_core::{BackupCommand, Extent, NodeId, Op};
+use farwrite_fs::{OpenMode, Stat, is_absent, list_xattrs, read_meta_with};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+/// Reads of a small file that keeps changing, before it is sent as it is and looked at again.
+const SMALL_TRIES: usize = 3;
+/// Groups of checksums kept in memory during one file; beyond that they are staged.
+const GROUPS_HELD: usize = 1024;
+
+/// The pending effect of one file's content.
+#[derive(Default)]
+struct Content {
+    ops: Vec<Op>,
+    holes: Vec<Op>,
+    sums: BTreeMap<u64, Option<Vec<u8>>>,
+    sum: [u8; 16],
+    staged: Option<Staged>,
+    bytes_new: u64,
+}
+
+/// A node that takes what is sent before the whole of it is there.
+struct Staged {
+    node: NodeId,
+    ranges: Vec<Extent>,
+}
+
+impl BackupUnit {
+    /// Sends what differs of a file; `row` is what was sent before, `None` for a new one.
+    pub(super) fn send_file(
+        &mut self,
+        e: &Present<'_>,
+        node: NodeId,
+        row: Option<NodeRow>,
+        c: &BackupCommand,
+        slot: u32,
+    ) -> Result<(), UnitError> {
+        let file = match e.dir.dir.open_file(e.name, OpenMode::Read) {
+            Ok(f) => f,
+            Err(err) if is_absent(&err) => return self.look_again(c),
+            Err(err) => return self.fail(&e.path, &err, c),
+        };
+        match Stat::of(&file) {
+            Ok(s) if s.id == e.stat.id => {}
+            Ok(_) => return self.look_again(c),
+            Err(err) => return self.fail(&e.path, &err, c),
+        }
+        let started = self.clock.now();
+        match self.read_content(&file, e, node, row.as_ref(), c) {
+            Ok((stat, settled, content)) => {
+                self.solved(&e.path);
+                self.finish_file(
+                    e,
+                    node,
+                    row,
+                    slot,
+                    FileState {
+                        stat,
+                        settled,
+                        started,
+                        content,
+                    },
+                    c,
+                )
+            }
+            Err(ContentError::Io(err)) if err.kind() == io::ErrorKind::UnexpectedEof => {
+                self.look_again(c)
+            }
+            Err(ContentError::Io(err)) => self.fail(&e.path, &err, c),
+            Err(ContentError::Index(err)) => Err(err.into()),
+            Err(ContentError::Receiver(err)) => Err(err),
+        }
+    }
+
+    fn read_content(
+        &mut self,
+        file: &File,
+        e: &Present<'_>,
+        node: NodeId,
+        row: Option<&NodeRow>,
+        c: &BackupCommand,
+    ) -> Result<(Stat, bool, Content), ContentError<UnitError>> {
+        self.stats.files_read += 1;
+        self.read_now.insert(node);
+        let mut before = Stat::of(file)?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let small = before.size <= SMALL_BYTES;
+            let read = match small {
+                true => self.read_small_file(file, &before, node, row),
+                false => self.read_large_file(file, &before, e, node, row, c),
+            };
+            let after = Stat::of(file)?;
+            let settled =
+                (after.ctime, after.mtime, after.size) == (before.ctime, before.mtime, before.size);
+            match read {
+                Err(ContentError::Io(err))
+                    if err.kind() == io::ErrorKind::UnexpectedEof && tries < SMALL_TRIES => {}
+                Err(err) => return Err(err),
+                Ok(content) if settled || !small || tries == SMALL_TRIES => {
+                    let content = match content {
+                        Pending::Small(s) => self.put_small(s, node, row)?,
+                        Pending::Whole(c) => c,
+                    };
+                    self.stats.unsettled += u64::from(!settled);
+                    // The size that the content goes with is that of before the read.
+                    let stat = if settled { after } else { before };
+                    return Ok((stat, settled, content));
+                }
+                Ok(_) => {}
+            }
+            before = after;
+        }
+    }
+
+    fn read_small_file(
+        &mut self,
+        file: &File,
+        stat: &Stat,
+        node: NodeId,
+        row: Option<&NodeRow>,
+    ) -> Result<Pending, ContentError<UnitError>> {
+        let sparse = stat.blocks * 512 < stat.size;
+        let small = read_small(file, stat.size, sparse)?;
+        self.stats.bytes_read += stat.size;
+        let mut content = Content {
+            sum: small.sum,
+            ..Content::default()
+        };
+        if row.is_some_and(|r| r.meta.size > SMALL_BYTES) {
+            for g in self.index.sum_groups(node)? {
+                content.sums.insert(g, None);
+            }
+        }
+        let same = row.is_some_and(|r| {
+            r.flags.has(NodeFlags::SUMS) && r.meta.size == stat.size && r.sum == small.sum
+        });
+        if same {
+            return Ok(Pending::Whole(content));
+        }
+        Ok(Pending::Small(SmallFile {
+            content,
+            bytes: small.bytes,
+            runs: small.runs,
+        }))
+    }
+
+    /// Puts a small file's bytes into the batch; done once they are known to be settled.
+    fn put_small(
+        &mut self,
+        s: SmallFile,
+        node: NodeId,
+        row: Option<&NodeRow>,
+    ) -> Result<Content, ContentError<UnitError>> {
+        let mut content = s.content;
+        for (run, hole) in s.runs {
+            if hole {
+                if row.is_some() {
+                    content.holes.push(Op::Hole {
+                        node,
+                        offset: run.offset,
+                        len: run.len,
+                    });
+                }
+                continue;
+            }
+            let bytes = &s.bytes[run.offset as usize..run.end() as usize];
+            self.put_run(node, run.offset, bytes, &mut content)
+                .map_err(ContentError::Receiver)?;
+        }
+        Ok(content)
+    }
+
+    fn read_large_file(
+        &mut self,
+        file: &File,
+        stat: &Stat,
+        e: &Present<'_>,
+        node: NodeId,
+        row: Option<&NodeRow>,
+        c: &BackupCommand,
+    ) -> Result<Pending, ContentError<UnitError>> {
+        let trusted = row.is_some_and(|r| !r.flags.has(NodeFlags::SUSPECT)) && c.what.data;
+        let comparison = Comparison {
+            file,
+            size: stat.size,
+            base: row,
+            extents: c.extents.as_ref().filter(|x| trusted && !x.is_empty()),
+            groups: if row.is_some() {
+                self.index.sum_groups(node)?.into_iter().collect()
+            } else {
+                Default::default()
+            },
+        };
+        let mut content = Content::default();
+        let cell = std::cell::RefCell::new(self);
+        let read = comparison.run(
+            &mut |group| cell.borrow().index.sums(node, group),
+            &mut |v| {
+                cell.borrow_mut()
+                    .take_variant(v, node, stat, e, &mut content)
+            },
+        )?;
+        cell.borrow_mut().stats.bytes_read += read;
+        Ok(Pending::Whole(content))
+    }
+
+    fn take_variant(
+        &mut self,
+        v: Variant<'_>,
+        node: NodeId,
+        stat: &Stat,
+        e: &Present<'_>,
+        content: &mut Content,
+    ) -> Result<(), UnitError> {
+        match v {
+            Variant::Data(offset, bytes) => {
+                let target = content.staged.as_ref().map_or(node, |s| s.node);
+                self.put_run(target, offset, bytes, content)?;
+                if let Some(s) = &mut content.staged {
+                    push_range(&mut s.ranges, Extent::new(offset, bytes.len() as u64));
+                }
+            }
+            Variant::Hole(x) => content.holes.push(Op::Hole {
+                node,
+                offset: x.offset,
+                len: x.len,
+            }),
+            Variant::Sums(group, sums) => {
+                content.sums.insert(group, sums);
+                if self.batch.is_full() || content.sums.len() > GROUPS_HELD {
+                    self.stage(node, stat, e, content)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch is full in the middle of a file: what there is of it goes to a staged node, so that neither the
+    /// mirror nor a restore ever shows half a file.
+    fn stage(
+        &mut self,
+        node: NodeId,
+        stat: &Stat,
+        e: &Present<'_>,
+        content: &mut Content,
+    ) -> Result<(), UnitError> {
+        let slot = self.tree.root(e.dir.root).spec.slot;
+        if content.staged.is_none() {
+            let staged = self.index.new_node();
+            let row = NodeRow {
+                meta: read_meta_with(stat, Vec::new(), Vec::new()),
+                origin: stat.origin(slot),
+                flags: NodeFlags::STAGED,
+                sum: [0; 16],
+            };
+            self.send_node(staged, row)?;
+            content.staged = Some(Staged {
+                node: staged,
+                ranges: Vec::new(),
+            });
+        }
+        let s = content.staged.as_mut().expect("just made");
+        for op in content.ops.drain(..) {
+            match op {
+                Op::Write {
+                    offset,
+                    len,
+                    block,
+                    block_offset,
+                    node: target,
+                } => {
+                    if target == node {
+                        push_range(&mut s.ranges, Extent::new(offset, u64::from(len)));
+                    }
+                    self.batch.push(Op::Write {
+                        node: s.node,
+                        offset,
+                        len,
+                        block,
+                        block_offset,
+                    });
+                }
+                other => self.batch.push(other),
+            }
+        }
+        for (group, sums) in std::mem::take(&mut content.sums) {
+            match sums {
+                Some(sums) => self.index.put_sums(s.node, group, Some(&sums))?,
+                // A group that became all holes: kept apart, an empty row means "remove".
+                None => self.index.put_sums(s.node, group, Some(&[]))?,
+            }
+        }
+        self.close_as(false)?;
+        Ok(self.index.begin()?)
+    }
+
+    /// Writes a run of bytes into the batch.
+    fn put_run(
+        &mut self,
+        node: NodeId,
+        offset: u64,
+        bytes: &[u8],
+        content: &mut Content,
+    ) -> Result<(), UnitError> {
+        let mut at = offset;
+        let ops = &mut content.ops;
+        self.batch.put_data(bytes, |p: Piece| {
+            ops.push(Op::Write {
+                node,
+                offset: at,
+                len: p.len,
+                block: p.block,
+                block_offset: p.block_offset,
+            });
+            at += u64::from(p.len);
+        })?;
+        content.bytes_new += bytes.len() as u64;
+        self.stats.bytes_new += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// All of a file's content is in the batch or staged: send what makes it the file's.
+    fn finish_file(
+        &mut self,
+        e: &Present<'_>,
+        node: NodeId,
+        row: Option<NodeRow>,
+        slot: u32,
+        state: FileState,
+        c: &BackupCommand,
+    ) -> Result<(), UnitError> {
+        let FileState {
+            stat,
+            settled,
+            started,
+            content,
+        } = state;
+        let attrs_same = row
+            .as_ref()
+            .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
+        let xattrs = match attrs_same {
+            Some(r) => r.meta.xattrs.clone(),
+            None => match list_xattrs(&e.dir.dir, Some(e.name)) {
+                Ok(x) => x,
+                Err(err) if is_absent(&err) => row
+                    .as_ref()
+                    .map(|r| r.meta.xattrs.clone())
+                    .unwrap_or_default(),
+                Err(err) => {
+                    self.problem(&e.path, &err, Some(c));
+                    row.as_ref()
+                        .map(|r| r.meta.xattrs.clone())
+                        .unwrap_or_default()
+                }
+            },
+        };
+        let racy = stat.ctime.max(stat.mtime).after(TICK) >= started;
+        let flags = NodeFlags::SUMS
+            .with(NodeFlags::RACY, racy)
+            .with(NodeFlags::SUSPECT, !settled);
+        let new = NodeRow {
+            meta: read_meta_with(&stat, Vec::new(), xattrs),
+            origin: stat.origin(slot),
+            flags,
+            sum: content.sum,
+        };
+        let is_new = row.is_none();
+        let writes =
+            !(content.ops.is_empty() && content.holes.is_empty() && content.staged.is_none());
+        if writes && row.as_ref().is_some_and(|r| r.meta == new.meta) {
+            // Content alone changed: the catalog still needs to know when.
+            self.batch.push(Op::Node {
+                node,
+                meta: new.meta.clone(),
+                origin: new.origin,
+                unsettled: !settled,
+            });
+        }
+        self.send_node(node, new)?;
+        if is_new {
+            self.send_name(e.dir.node, e.name, node)?;
+        }
+        self.send_content(node, content)?;
+        if racy {
+            self.racy.push((node, started));
+        }
+        if !settled {
+            self.look_again_at_file(c, e);
+        }
+        Ok(())
+    }
+
+    fn send_content(&mut self, node: NodeId, content: Content) -> Result<(), UnitError> {
+        if let Some(s) = &content.staged {
+            for r in &s.ranges {
+                self.batch.push(Op::Copy {
+                    node,
+                    offset: r.offset,
+                    len: r.len,
+                    from: s.node,
+                    from_offset: r.offset,
+                });
+            }
+        }
+        // What came after the last staging was written to the staged node too, and is in its ranges: those
+        // writes have to stand before the copies.
+        for op in content.ops.into_iter().chain(content.holes) {
+            self.batch.push(op);
+        }
+        if let Some(s) = content.staged {
+            for group in self.index.sum_groups(s.node)? {
+                let sums = self.index.sums(s.node, group)?.filter(|b| !b.is_empty());
+                self.index.put_sums(node, group, sums.as_deref())?;
+            }
+            for (group, sums) in content.sums {
+                self.index.put_sums(node, group, sums.as_deref())?;
+            }
+            return self.drop_staged(s.node);
+        }
+        for (group, sums) in content.sums {
+            self.index.put_sums(node, group, sums.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// The file changed while it was read: the next look reads it again.
+    fn look_again_at_file(&mut self, c: &BackupCommand, e: &Present<'_>) {
+        let mut again = c.clone();
+        again.target = farwrite_core::Target::File(e.stat.id);
+        again.what = farwrite_core::What {
+            data: true,
+            attr: true,
+            ..Default::default()
+        };
+        again.extents = None;
+        again.path = e.path.clone();
+        again.attempts += 1;
+        self.put_back.push((again, true));
+    }
+}
+
+/// A file as it was read.
+struct FileState {
+    stat: Stat,
+    settled: bool,
+    started: farwrite_core::Timestamp,
+    content: Content,
+}
+
+/// A small file read but not yet in the batch.
+struct SmallFile {
+    content: Content,
+    bytes: Vec<u8>,
+    runs: Vec<(Extent, bool)>,
+}
+
+enum Pending {
+    Small(SmallFile),
+    Whole(Content),
+}
+
+/// Adds a range behind the last one, joined with it where they touch.
+fn push_range(ranges: &mut Vec<Extent>, e: Extent) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == e.offset => last.len += e.len,
+        _ => ranges.push(e),
+    }
+}

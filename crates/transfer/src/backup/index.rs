@@ -1,0 +1,743 @@
+//! The index: what this source has sent to one vault, so that it knows what differs. A projection of the log
+//! like the vault's catalog, kept in SQLite at the source.
+//!
+//! Each batch is one transaction, committed before the batch's `Commit` record is sent, together with what is
+//! needed to take it back ([`Index::roll_back_to`]). Not fsynced per batch: after a power cut the index may be
+//! behind the vault, and is brought forward by replaying the vault's log ([`Index::replay`]).
+
+use super::rows::{NodeFlags, NodeRow, Undo};
+use farwrite_core::op::Chain;
+use farwrite_core::{BatchSeq, Commit, Epoch, Name, NodeId, Op, Timestamp};
+use farwrite_fs::Stat;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_bytes::ByteBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// Format of the index file.
+const FORMAT: i64 = 1;
+/// Checksum groups remembered for undo in one batch; beyond that a rollback forgets the node's checksums.
+const UNDO_SUMS: usize = 8192;
+/// Slot of directories above the protected ones, and of mount points: never found by inode number.
+pub const SLOT_NONE: u32 = u32::MAX;
+
+/// What can go wrong with an index.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// SQLite said no.
+    #[error("index {path}: {source}")]
+    Sql {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Made by a later version.
+    #[error("index {path} has format {found}, this program knows {FORMAT}: use a newer Farwrite")]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// A row does not decode, or rows contradict each other.
+    #[error("index {path} is damaged ({what}); remove it to start with a full compare")]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+}
+
+/// Where the index stands in the vault's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexState {
+    /// This life of the index.
+    pub epoch: Epoch,
+    /// Last batch made.
+    pub seq: BatchSeq,
+    /// Its chain value.
+    pub chain: [u8; 32],
+    /// Its time.
+    pub time: Timestamp,
+    /// Last batch known to be durable at the vault.
+    pub acked: BatchSeq,
+    /// Next free node id.
+    pub next_node: u64,
+    /// A new epoch has not been announced to the vault yet: the next batch starts with `Clear`.
+    pub fresh: bool,
+}
+
+/// See the module. One thread at a time.
+pub struct Index {
+    db: Connection,
+    path: PathBuf,
+    state: IndexState,
+    undo: Vec<Undo>,
+    undo_sums: usize,
+    forgotten: HashSet<NodeId>,
+    in_batch: bool,
+}
+
+type Result<T> = std::result::Result<T, IndexError>;
+
+impl Index {
+    /// Opens or creates the index at `path`. `cache_bytes` bounds SQLite's page cache.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Index> {
+        let sql = |source| IndexError::Sql {
+            path: path.to_owned(),
+            source,
+        };
+        let db = Connection::open(path).map_err(sql)?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
+        db.pragma_update(None, "synchronous", "NORMAL")
+            .map_err(sql)?;
+        db.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))
+            .map_err(sql)?;
+        db.pragma_update(None, "temp_store", "MEMORY")
+            .map_err(sql)?;
+        db.set_prepared_statement_cache_capacity(64);
+        let found: i64 = db
+            .pragma_query_value(None, "user_version", |r| r.get(0))
+            .map_err(sql)?;
+        if found > FORMAT {
+            return Err(IndexError::Newer {
+                path: path.to_owned(),
+                found,
+            });
+        }
+        if found == 0 {
+            db.execute_batch(SCHEMA).map_err(sql)?;
+        }
+        let mut index = Index {
+            db,
+            path: path.to_owned(),
+            state: IndexState::default(),
+            undo: Vec::new(),
+            undo_sums: 0,
+            forgotten: HashSet::new(),
+            in_batch: false,
+        };
+        match index.load_state()? {
+            Some(s) => index.state = s,
+            None => index.reset(
+                BatchSeq(0),
+                [0; 32],
+                Timestamp::default(),
+                Timestamp::from(std::time::SystemTime::now()),
+            )?,
+        }
+        Ok(index)
+    }
+
+    /// Where the index stands.
+    pub fn state(&self) -> IndexState {
+        self.state
+    }
+
+    /// Empties the index and starts a new epoch behind `seq` of the vault's log. Node ids start at the time in
+    /// microseconds, so that they never meet those of an earlier epoch.
+    pub fn reset(
+        &mut self,
+        seq: BatchSeq,
+        chain: [u8; 32],
+        time: Timestamp,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.abandon()?;
+        let mut epoch = Epoch::default();
+        getrandom::fill(&mut epoch.0)
+            .map_err(|e| self.damaged(&format!("no random numbers: {e}")))?;
+        let next_node = (now.as_nanos() / 1000).max(2) as u64;
+        self.state = IndexState {
+            epoch,
+            seq,
+            chain,
+            time,
+            acked: seq,
+            next_node,
+            fresh: seq > BatchSeq(0),
+        };
+        self.exec("BEGIN IMMEDIATE; DELETE FROM nodes; DELETE FROM names; DELETE FROM sums; DELETE FROM undo;")?;
+        self.save_state()?;
+        self.exec("COMMIT")
+    }
+
+    /// Starts a batch's transaction if none is open.
+    pub fn begin(&mut self) -> Result<()> {
+        if !self.in_batch {
+            self.exec("BEGIN IMMEDIATE")?;
+            self.in_batch = true;
+        }
+        Ok(())
+    }
+
+    /// Commits the open transaction as the batch of this commit record.
+    pub fn commit_batch(&mut self, commit: &Commit) -> Result<()> {
+        self.begin()?;
+        let undo = postcard::to_stdvec(&UndoBatch {
+            chain: self.state.chain,
+            time: self.state.time,
+            fresh: self.state.fresh,
+            undo: std::mem::take(&mut self.undo),
+        })
+        .expect("encoding into memory");
+        self.run(
+            "INSERT OR REPLACE INTO undo(seq, data) VALUES (?1, ?2)",
+            params![commit.seq.0 as i64, undo],
+        )?;
+        self.state = IndexState {
+            seq: commit.seq,
+            chain: commit.chain,
+            time: commit.time,
+            next_node: commit.next_node.0,
+            fresh: false,
+            ..self.state
+        };
+        self.end()
+    }
+
+    /// Commits the open transaction although there is no batch: only what the vault need not know has changed.
+    pub fn commit_quietly(&mut self) -> Result<()> {
+        if !self.in_batch {
+            return Ok(());
+        }
+        self.undo.clear();
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.save_state()?;
+        self.exec("COMMIT")?;
+        self.in_batch = false;
+        self.undo_sums = 0;
+        self.forgotten.clear();
+        Ok(())
+    }
+
+    /// Drops the open transaction.
+    pub fn abandon(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.in_batch) {
+            self.undo.clear();
+            self.undo_sums = 0;
+            self.forgotten.clear();
+            self.exec("ROLLBACK")?;
+            self.state = self.load_state()?.unwrap_or(self.state);
+        }
+        Ok(())
+    }
+
+    /// The vault has everything up to `seq`: what would take it back is no longer needed.
+    pub fn acked(&mut self, seq: BatchSeq) -> Result<()> {
+        if seq <= self.state.acked {
+            return Ok(());
+        }
+        self.state.acked = seq;
+        self.run("DELETE FROM undo WHERE seq <= ?1", params![seq.0 as i64])?;
+        self.save_state()
+    }
+
+    /// Chain value after batch `seq`, if that is the last one or still can be rolled back to.
+    pub fn chain_at(&self, seq: BatchSeq) -> Result<Option<[u8; 32]>> {
+        if seq == self.state.seq {
+            return Ok(Some(self.state.chain));
+        }
+        Ok(self.undo_of(seq.next())?.map(|u| u.chain))
+    }
+
+    /// Takes every batch behind `seq` back. Returns how many. Fails if one of them is not there any more.
+    pub fn roll_back_to(&mut self, seq: BatchSeq) -> Result<u64> {
+        self.abandon()?;
+        self.begin()?;
+        let mut count = 0;
+        while self.state.seq > seq {
+            let at = self.state.seq;
+            let batch = self
+                .undo_of(at)?
+                .ok_or_else(|| self.damaged(&format!("batch {at} cannot be taken back")))?;
+            for u in batch.undo.into_iter().rev() {
+                self.take_back(u)?;
+            }
+            self.run("DELETE FROM undo WHERE seq = ?1", params![at.0 as i64])?;
+            self.state.seq = BatchSeq(at.0 - 1);
+            self.state.chain = batch.chain;
+            self.state.time = batch.time;
+            self.state.fresh = batch.fresh;
+            count += 1;
+        }
+        self.undo.clear();
+        self.end()?;
+        Ok(count)
+    }
+
+    /// Brings an index that is behind the vault's log forward by one batch of that log. Checksums of content
+    /// are not in the log: files written become suspect and are compared at their next change.
+    pub fn replay(&mut self, commit: &Commit, ops: &[Op]) -> Result<()> {
+        if commit.seq != self.state.seq.next() || commit.epoch != self.state.epoch {
+            return Err(self.damaged(&format!(
+                "batch {} does not follow {}",
+                commit.seq, self.state.seq
+            )));
+        }
+        self.begin()?;
+        let mut lost = Vec::new();
+        for op in ops {
+            self.replay_op(op, &mut lost)?;
+        }
+        self.remove_orphans(lost)?;
+        self.undo.clear();
+        self.state = IndexState {
+            seq: commit.seq,
+            chain: commit.chain,
+            time: commit.time,
+            acked: commit.seq,
+            next_node: commit.next_node.0.max(self.state.next_node),
+            fresh: false,
+            ..self.state
+        };
+        self.end()
+    }
+
+    fn replay_op(&mut self, op: &Op, lost: &mut Vec<NodeId>) -> Result<()> {
+        match op {
+            Op::Node {
+                node, meta, origin, ..
+            } => {
+                let flags = NodeFlags::default().with(NodeFlags::SUSPECT, true);
+                self.forget_sums(*node)?;
+                self.put_node(
+                    *node,
+                    &NodeRow {
+                        meta: meta.clone(),
+                        origin: *origin,
+                        flags,
+                        sum: [0; 16],
+                    },
+                )
+            }
+            Op::Name { parent, name, node } => {
+                lost.extend(
+                    self.put_name(*parent, name, *node)?
+                        .filter(|old| old != node),
+                );
+                Ok(())
+            }
+            Op::Unname { parent, name } => {
+                lost.extend(self.del_name(*parent, name)?);
+                Ok(())
+            }
+            Op::Drop { node } => self.del_node(*node),
+            Op::Clear => self.exec("DELETE FROM nodes; DELETE FROM names; DELETE FROM sums;"),
+            Op::Write { .. } | Op::Hole { .. } | Op::Copy { .. } => Ok(()),
+        }
+    }
+
+    /// A node id never used before.
+    pub fn new_node(&mut self) -> NodeId {
+        let id = NodeId(self.state.next_node);
+        self.state.next_node += 1;
+        id
+    }
+
+    /// What was sent of a node.
+    pub fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
+        self.node_blob(id)?.map(|b| self.decode(&b)).transpose()
+    }
+
+    /// The node that is this very file.
+    pub fn find(&self, slot: u32, stat: &Stat) -> Result<Option<(NodeId, NodeRow)>> {
+        Ok(self
+            .by_ino(slot, stat.id.ino)?
+            .into_iter()
+            .find(|(_, r)| r.is(slot, stat)))
+    }
+
+    /// Nodes with this inode number, newest first. More than one only while a deleted file's successor is already
+    /// known.
+    pub fn by_ino(&self, slot: u32, ino: u64) -> Result<Vec<(NodeId, NodeRow)>> {
+        let mut s = self
+            .prepare("SELECT id, data FROM nodes WHERE ino = ?1 AND slot = ?2 ORDER BY id DESC")?;
+        let rows = s.query_map(params![ino as i64, slot], |r| {
+            Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get(1)?))
+        });
+        let mut out = Vec::new();
+        for row in rows.map_err(|e| self.sql(e))? {
+            let (id, blob): (NodeId, Vec<u8>) = row.map_err(|e| self.sql(e))?;
+            out.push((id, self.decode(&blob)?));
+        }
+        Ok(out)
+    }
+
+    /// What has this name.
+    pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
+        self.prepare("SELECT node FROM names WHERE parent = ?1 AND name = ?2")?
+            .query_row(params![parent.0 as i64, name.as_bytes()], |r| {
+                Ok(NodeId(r.get::<_, i64>(0)? as u64))
+            })
+            .optional()
+            .map_err(|e| self.sql(e))
+    }
+
+    /// All names of a node.
+    pub fn names_of(&self, node: NodeId) -> Result<Vec<(NodeId, Name)>> {
+        let mut s = self.prepare("SELECT parent, name FROM names WHERE node = ?1")?;
+        let rows = s.query_map([node.0 as i64], |r| {
+            Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get::<_, Vec<u8>>(1)?))
+        });
+        let mut out = Vec::new();
+        for row in rows.map_err(|e| self.sql(e))? {
+            let (parent, name) = row.map_err(|e| self.sql(e))?;
+            out.push((parent, self.name(name)?));
+        }
+        Ok(out)
+    }
+
+    /// A directory's entries with their rows, in byte order of names.
+    pub fn children(&self, dir: NodeId) -> Result<Vec<(Name, NodeId, NodeRow)>> {
+        let mut s = self.prepare(
+            "SELECT names.name, names.node, nodes.data FROM names JOIN nodes ON nodes.id = names.node \
+             WHERE names.parent = ?1 ORDER BY names.name",
+        )?;
+        let rows = s.query_map([dir.0 as i64], |r| {
+            Ok((
+                r.get::<_, Vec<u8>>(0)?,
+                NodeId(r.get::<_, i64>(1)? as u64),
+                r.get::<_, Vec<u8>>(2)?,
+            ))
+        });
+        let mut out = Vec::new();
+        for row in rows.map_err(|e| self.sql(e))? {
+            let (name, node, data) = row.map_err(|e| self.sql(e))?;
+            out.push((self.name(name)?, node, self.decode(&data)?));
+        }
+        Ok(out)
+    }
+
+    /// Sets a node's row.
+    pub fn put_node(&mut self, id: NodeId, row: &NodeRow) -> Result<()> {
+        let old = self.node_blob(id)?;
+        let blob = postcard::to_stdvec(row).expect("encoding into memory");
+        if old.as_deref() == Some(&blob) {
+            return Ok(());
+        }
+        self.undo.push(Undo::Node(id, old.map(ByteBuf::from)));
+        self.write_node(id, &blob, row)
+    }
+
+    /// Removes a node's row and checksums.
+    pub fn del_node(&mut self, id: NodeId) -> Result<()> {
+        if let Some(old) = self.node_blob(id)? {
+            self.forget_sums(id)?;
+            self.undo.push(Undo::Node(id, Some(ByteBuf::from(old))));
+            self.run("DELETE FROM nodes WHERE id = ?1", params![id.0 as i64])?;
+        }
+        Ok(())
+    }
+
+    /// Gives a node a name; returns what had the name before.
+    pub fn put_name(
+        &mut self,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+    ) -> Result<Option<NodeId>> {
+        let old = self.lookup(parent, name)?;
+        if old != Some(node) {
+            self.undo.push(Undo::Name(parent, name.clone(), old));
+            self.write_name(parent, name, node)?;
+        }
+        Ok(old)
+    }
+
+    /// Removes a name; returns what had it.
+    pub fn del_name(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
+        let old = self.lookup(parent, name)?;
+        if old.is_some() {
+            self.undo.push(Undo::Name(parent, name.clone(), old));
+            self.erase_name(parent, name)?;
+        }
+        Ok(old)
+    }
+
+    /// Removes those of `nodes` that have no name, directories with all that is below. Returns how many went.
+    pub fn remove_orphans(&mut self, nodes: Vec<NodeId>) -> Result<u64> {
+        let mut gone = 0;
+        let mut stack = nodes;
+        while let Some(id) = stack.pop() {
+            let Some(row) = self.node(id)? else { continue };
+            if row.flags.has(NodeFlags::STAGED) || !self.names_of(id)?.is_empty() {
+                continue;
+            }
+            if row.is_dir() {
+                for (name, child, _) in self.children(id)? {
+                    self.del_name(id, &name)?;
+                    stack.push(child);
+                }
+            }
+            self.del_node(id)?;
+            gone += 1;
+        }
+        Ok(gone)
+    }
+
+    /// The block checksums of one group; `None`: all holes (if [`NodeFlags::SUMS`]) or not known.
+    pub fn sums(&self, node: NodeId, group: u64) -> Result<Option<Vec<u8>>> {
+        self.prepare("SELECT data FROM sums WHERE node = ?1 AND grp = ?2")?
+            .query_row(params![node.0 as i64, group as i64], |r| r.get(0))
+            .optional()
+            .map_err(|e| self.sql(e))
+    }
+
+    /// Groups that have checksums, ascending.
+    pub fn sum_groups(&self, node: NodeId) -> Result<Vec<u64>> {
+        let mut s = self.prepare("SELECT grp FROM sums WHERE node = ?1 ORDER BY grp")?;
+        let rows = s
+            .query_map([node.0 as i64], |r| Ok(r.get::<_, i64>(0)? as u64))
+            .map_err(|e| self.sql(e))?;
+        rows.collect::<rusqlite::Result<_>>()
+            .map_err(|e| self.sql(e))
+    }
+
+    /// Sets a group's checksums; `None` removes them.
+    pub fn put_sums(&mut self, node: NodeId, group: u64, data: Option<&[u8]>) -> Result<()> {
+        if self.undo_sums < UNDO_SUMS {
+            let old = self.sums(node, group)?;
+            self.undo
+                .push(Undo::Sums(node, group, old.map(ByteBuf::from)));
+            self.undo_sums += 1;
+        } else if self.forgotten.insert(node) {
+            self.undo.push(Undo::ForgetSums(node));
+        }
+        self.write_sums(node, group, data)
+    }
+
+    /// Removes all checksums of a node.
+    pub fn forget_sums(&mut self, node: NodeId) -> Result<()> {
+        for g in self.sum_groups(node)? {
+            self.put_sums(node, g, None)?;
+        }
+        Ok(())
+    }
+
+    /// Rows that are staged: the first parts of transfers that did not end.
+    pub fn staged(&self) -> Result<Vec<(NodeId, NodeRow)>> {
+        let mut s = self.prepare("SELECT id, data FROM nodes WHERE staged = 1")?;
+        let rows = s.query_map([], |r| {
+            Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get::<_, Vec<u8>>(1)?))
+        });
+        let mut out = Vec::new();
+        for row in rows.map_err(|e| self.sql(e))? {
+            let (id, blob) = row.map_err(|e| self.sql(e))?;
+            out.push((id, self.decode(&blob)?));
+        }
+        Ok(out)
+    }
+
+    /// Nodes in the index.
+    pub fn count(&self) -> Result<u64> {
+        self.db
+            .query_row("SELECT count(*) FROM nodes", [], |r| r.get::<_, i64>(0))
+            .map(|n| n as u64)
+            .map_err(|e| self.sql(e))
+    }
+
+    /// Verifies a chain built elsewhere against the state; for tests and for the unit.
+    pub fn chain(&self) -> Chain {
+        Chain::new(&self.state.chain)
+    }
+
+    fn take_back(&mut self, u: Undo) -> Result<()> {
+        match u {
+            Undo::Node(id, Some(blob)) => {
+                let row = self.decode(&blob)?;
+                self.write_node(id, &blob, &row)
+            }
+            Undo::Node(id, None) => {
+                self.run("DELETE FROM nodes WHERE id = ?1", params![id.0 as i64])
+            }
+            Undo::Name(p, n, Some(node)) => self.write_name(p, &n, node),
+            Undo::Name(p, n, None) => self.erase_name(p, &n),
+            Undo::Sums(n, g, old) => self.write_sums(n, g, old.as_ref().map(|b| b.as_slice())),
+            Undo::ForgetSums(n) => {
+                self.run("DELETE FROM sums WHERE node = ?1", params![n.0 as i64])?;
+                if let Some(mut row) = self.node(n)? {
+                    row.flags = row
+                        .flags
+                        .with(NodeFlags::SUMS, false)
+                        .with(NodeFlags::SUSPECT, true);
+                    let blob = postcard::to_stdvec(&row).expect("encoding into memory");
+                    self.write_node(n, &blob, &row)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write_node(&self, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
+        let staged = row.flags.has(NodeFlags::STAGED);
+        self.run(
+            "INSERT OR REPLACE INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                id.0 as i64,
+                row.origin.slot,
+                row.origin.ino as i64,
+                staged.then_some(1),
+                blob
+            ],
+        )
+    }
+
+    fn write_name(&self, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
+        self.run(
+            "INSERT OR REPLACE INTO names(parent, name, node) VALUES (?1, ?2, ?3)",
+            params![parent.0 as i64, name.as_bytes(), node.0 as i64],
+        )
+    }
+
+    fn erase_name(&self, parent: NodeId, name: &Name) -> Result<()> {
+        self.run(
+            "DELETE FROM names WHERE parent = ?1 AND name = ?2",
+            params![parent.0 as i64, name.as_bytes()],
+        )
+    }
+
+    fn write_sums(&self, node: NodeId, group: u64, data: Option<&[u8]>) -> Result<()> {
+        match data {
+            Some(d) => self.run(
+                "INSERT OR REPLACE INTO sums(node, grp, data) VALUES (?1, ?2, ?3)",
+                params![node.0 as i64, group as i64, d],
+            ),
+            None => self.run(
+                "DELETE FROM sums WHERE node = ?1 AND grp = ?2",
+                params![node.0 as i64, group as i64],
+            ),
+        }
+    }
+
+    fn node_blob(&self, id: NodeId) -> Result<Option<Vec<u8>>> {
+        self.prepare("SELECT data FROM nodes WHERE id = ?1")?
+            .query_row([id.0 as i64], |r| r.get(0))
+            .optional()
+            .map_err(|e| self.sql(e))
+    }
+
+    fn undo_of(&self, seq: BatchSeq) -> Result<Option<UndoBatch>> {
+        let blob: Option<Vec<u8>> = self
+            .prepare("SELECT data FROM undo WHERE seq = ?1")?
+            .query_row([seq.0 as i64], |r| r.get(0))
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        blob.map(|b| postcard::from_bytes(&b).map_err(|e| self.damaged(&e.to_string())))
+            .transpose()
+    }
+
+    fn load_state(&self) -> Result<Option<IndexState>> {
+        let blob: Option<Vec<u8>> = self
+            .db
+            .query_row("SELECT value FROM meta WHERE key = 'state'", [], |r| {
+                r.get(0)
+            })
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        let Some(b) = blob else { return Ok(None) };
+        let s: StoredState = postcard::from_bytes(&b).map_err(|e| self.damaged(&e.to_string()))?;
+        Ok(Some(IndexState {
+            epoch: s.epoch,
+            seq: s.seq,
+            chain: s.chain,
+            time: s.time,
+            acked: s.acked,
+            next_node: s.next_node,
+            fresh: s.fresh,
+        }))
+    }
+
+    fn save_state(&self) -> Result<()> {
+        let s = &self.state;
+        let stored = StoredState {
+            epoch: s.epoch,
+            seq: s.seq,
+            chain: s.chain,
+            time: s.time,
+            acked: s.acked,
+            next_node: s.next_node,
+            fresh: s.fresh,
+        };
+        let blob = postcard::to_stdvec(&stored).expect("encoding into memory");
+        self.run(
+            "INSERT OR REPLACE INTO meta(key, value) VALUES ('state', ?1)",
+            params![blob],
+        )
+    }
+
+    fn decode(&self, blob: &[u8]) -> Result<NodeRow> {
+        postcard::from_bytes(blob).map_err(|e| self.damaged(&e.to_string()))
+    }
+
+    fn name(&self, bytes: Vec<u8>) -> Result<Name> {
+        Name::new(bytes).map_err(|e| self.damaged(&e.to_string()))
+    }
+
+    fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>> {
+        self.db.prepare_cached(sql).map_err(|e| self.sql(e))
+    }
+
+    fn run(&self, sql: &str, p: impl rusqlite::Params) -> Result<()> {
+        self.prepare(sql)?
+            .execute(p)
+            .map(|_| ())
+            .map_err(|e| self.sql(e))
+    }
+
+    fn exec(&self, sql: &str) -> Result<()> {
+        self.db.execute_batch(sql).map_err(|e| self.sql(e))
+    }
+
+    fn sql(&self, source: rusqlite::Error) -> IndexError {
+        IndexError::Sql {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn damaged(&self, what: &str) -> IndexError {
+        IndexError::Damaged {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct StoredState {
+    epoch: Epoch,
+    seq: BatchSeq,
+    chain: [u8; 32],
+    time: Timestamp,
+    acked: BatchSeq,
+    next_node: u64,
+    fresh: bool,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct UndoBatch {
+    chain: [u8; 32],
+    time: Timestamp,
+    fresh: bool,
+    undo: Vec<Undo>,
+}
+
+const SCHEMA: &str = "
+BEGIN;
+CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE nodes(id INTEGER PRIMARY KEY, slot INTEGER NOT NULL, ino INTEGER NOT NULL, staged INTEGER, data BLOB NOT NULL);
+CREATE INDEX nodes_ino ON nodes(ino, slot);
+CREATE INDEX nodes_staged ON nodes(staged) WHERE staged IS NOT NULL;
+CREATE TABLE names(parent INTEGER NOT NULL, name BLOB NOT NULL, node INTEGER NOT NULL, PRIMARY KEY(parent, name)) WITHOUT ROWID;
+CREATE INDEX names_node ON names(node);
+CREATE TABLE sums(node INTEGER NOT NULL, grp INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(node, grp)) WITHOUT ROWID;
+CREATE TABLE undo(seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
+PRAGMA user_version = 1;
+COMMIT;
+";

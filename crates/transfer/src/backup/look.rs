@@ -1,0 +1,505 @@
+//! Looking at names and directories: what is there now, against what was sent.
+
+use super::index::SLOT_NONE;
+use super::rows::{NodeFlags, NodeRow};
+use super::tree::OpenDir;
+use super::unit::{BackupUnit, UnitError};
+use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
+use farwrite_fs::{Stat, is_absent, read_meta};
+use std::collections::BTreeMap;
+
+/// Departures of one compare that wait for the end of all compares, in case the node turns up elsewhere; beyond
+/// this many they are believed at once.
+const HELD_DEPARTURES: usize = 20_000;
+
+/// Something that is there: where, and what the kernel says of it.
+pub(super) struct Present<'a> {
+    pub dir: &'a OpenDir,
+    pub name: &'a Name,
+    pub path: BytePath,
+    pub stat: Stat,
+}
+
+impl BackupUnit {
+    /// A name came, went or changed.
+    pub(super) fn look_at_name(
+        &mut self,
+        mut c: BackupCommand,
+        dir: FileId,
+        name: &Name,
+        departures: &mut Vec<(BackupCommand, OpenDir, Name)>,
+    ) -> Result<(), UnitError> {
+        // A directory that the index does not know is new (its own arrival looks at all that is in it), gone,
+        // excluded, or none of ours.
+        let Some(dir) = self.tree.by_file(&self.index, dir)? else {
+            return Ok(());
+        };
+        self.stats.entries += 1;
+        self.touched.insert(dir.node);
+        let path = dir.path.join(name);
+        match dir.dir.stat(name) {
+            Ok(stat) => {
+                let excludes = &self.tree.root(dir.root).spec.excludes;
+                if excludes.excludes(&path, stat.kind == Kind::Dir) {
+                    return self.send_unname(dir.node, name);
+                }
+                c.path = path.clone();
+                self.present(
+                    &Present {
+                        dir: &dir,
+                        name,
+                        path,
+                        stat,
+                    },
+                    &c,
+                    false,
+                )
+            }
+            Err(e) if is_absent(&e) => {
+                self.solved(&path);
+                if c.what.name {
+                    departures.push((c, dir, name.clone()));
+                } else if let Some(node) = self.index.lookup(dir.node, name)? {
+                    // Changed and then moved away: the message about the move is still to come.
+                    self.suspect(node)?;
+                }
+                Ok(())
+            }
+            Err(e) => self.fail(&path, &e, &c),
+        }
+    }
+
+    /// Content or attributes of a file changed, whatever its name is.
+    pub(super) fn look_at_file(
+        &mut self,
+        mut c: BackupCommand,
+        id: FileId,
+    ) -> Result<(), UnitError> {
+        let slots: Vec<(u32, u64)> = self
+            .tree
+            .roots()
+            .iter()
+            .map(|r| (r.spec.slot, r.id.dev))
+            .collect();
+        for (slot, _) in slots.into_iter().filter(|(_, dev)| *dev == id.dev) {
+            for (node, row) in self.index.by_ino(slot, id.ino)? {
+                if self.look_at_names_of(&mut c, node, row, id)? {
+                    return Ok(());
+                }
+            }
+        }
+        // Not known: its name's own message is in the queue, or it is excluded.
+        Ok(())
+    }
+
+    /// Looks at the first of the node's names that still leads to the file.
+    fn look_at_names_of(
+        &mut self,
+        c: &mut BackupCommand,
+        node: NodeId,
+        row: NodeRow,
+        id: FileId,
+    ) -> Result<bool, UnitError> {
+        for (parent, name) in self.index.names_of(node)? {
+            let Some(dir) = self.tree.open_node(&self.index, parent)? else {
+                continue;
+            };
+            let Ok(stat) = dir.dir.stat(&name) else {
+                continue;
+            };
+            if stat.id != id || !row.is(self.tree.root(dir.root).spec.slot, &stat) {
+                continue;
+            }
+            self.stats.entries += 1;
+            let path = dir.path.join(&name);
+            c.path = path.clone();
+            self.update(
+                &Present {
+                    dir: &dir,
+                    name: &name,
+                    path,
+                    stat,
+                },
+                node,
+                row,
+                c,
+                false,
+            )?;
+            return Ok(true);
+        }
+        self.suspect(node)?;
+        Ok(false)
+    }
+
+    /// A directory's own attributes, its entries, all below: as the command asks.
+    pub(super) fn look_at_directory(
+        &mut self,
+        c: BackupCommand,
+        id: FileId,
+    ) -> Result<(), UnitError> {
+        if c.what.recursive && c.attempts > 0 {
+            self.stats.compares_open = self.stats.compares_open.saturating_sub(1);
+        }
+        let Some(dir) = self.tree.by_file(&self.index, id)? else {
+            return Ok(());
+        };
+        match (dir.dir.stat_self(), self.index.node(dir.node)?) {
+            (Ok(stat), Some(row)) => self.refresh_dir(&dir, row, &stat)?,
+            (Err(e), _) if !is_absent(&e) => self.problem(&dir.path, &e, Some(&c)),
+            _ => return Ok(()),
+        }
+        if c.what.compare {
+            self.compare(&c, &dir)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Looks at every entry of a directory; with `recursive`, directories in it are put into the queue.
+    pub(super) fn compare(&mut self, c: &BackupCommand, dir: &OpenDir) -> Result<(), UnitError> {
+        let mut known: BTreeMap<Name, (NodeId, NodeRow)> = self
+            .index
+            .children(dir.node)?
+            .into_iter()
+            .map(|(n, id, row)| (n, (id, row)))
+            .collect();
+        let entries = match dir.dir.list() {
+            Ok(entries) => entries,
+            Err(e) if is_absent(&e) => return Ok(()),
+            Err(e) => return self.fail(&dir.path, &e, c),
+        };
+        self.solved(&dir.path);
+        let id = dir
+            .dir
+            .stat_self()
+            .map_or(self.tree.root(dir.root).id, |s| s.id);
+        let root = self.tree.root(dir.root);
+        let (slot, no_excludes) = (root.spec.slot, root.spec.excludes.is_empty());
+        for e in entries {
+            let path = dir.path.join(&e.name);
+            let stat = match dir.dir.stat(&e.name) {
+                Ok(s) => s,
+                Err(e) if is_absent(&e) => continue,
+                Err(err) => {
+                    known.remove(&e.name);
+                    self.problem(&path, &err, Some(c));
+                    continue;
+                }
+            };
+            let is_dir = stat.kind == Kind::Dir;
+            if !no_excludes
+                && self
+                    .tree
+                    .root(dir.root)
+                    .spec
+                    .excludes
+                    .excludes_entry(&path, is_dir)
+            {
+                continue;
+            }
+            self.stats.entries += 1;
+            let entry = Present {
+                dir,
+                name: &e.name,
+                path,
+                stat,
+            };
+            let mut descend = c.what.recursive;
+            match known.remove(&e.name) {
+                Some((_, row)) if row.is(slot, &stat) && row.unchanged(&stat) => {}
+                Some((node, row)) if row.is(slot, &stat) => {
+                    self.update(
+                        &entry,
+                        node,
+                        row,
+                        &Self::compare_command(c, &entry, id),
+                        true,
+                    )?;
+                }
+                // A new directory, or one from elsewhere, is compared by its arrival.
+                _ => {
+                    self.present(&entry, &Self::compare_command(c, &entry, id), true)?;
+                    descend = false;
+                }
+            }
+            if descend && is_dir && stat.id.dev == id.dev {
+                self.queue_compare(c, entry.path, stat.id);
+            }
+            self.close_if_full()?;
+        }
+        let held = known.len() + self.put_back.len() < HELD_DEPARTURES;
+        for (name, _) in known {
+            let what = What {
+                name: true,
+                moved: held,
+                ..What::default()
+            };
+            let target = Target::Name {
+                dir: id,
+                name: name.clone(),
+            };
+            let gone = Self::follow_up(c, dir.path.join(&name), target, what);
+            match held && c.what.recursive {
+                true => self.put_back.push((gone, false)),
+                false => self.send_unname(dir.node, &name)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_command(c: &BackupCommand, e: &Present<'_>, dir: FileId) -> BackupCommand {
+        let what = What {
+            name: true,
+            data: false,
+            attr: true,
+            ..What::default()
+        };
+        let target = Target::Name { dir, name: e.name.clone() };
+        BackupCommand {
+            attempts: c.attempts,
+            ..Self::follow_up(c, e.path.clone(), target, what)
+        }
+    }
+
+    /// Puts "compare this directory and all below" into the queue.
+    fn queue_compare(&mut self, c: &BackupCommand, path: BytePath, id: FileId) {
+        let what = What {
+            compare: true,
+            recursive: true,
+            ..What::default()
+        };
+        let mut next = Self::follow_up(c, path, Target::Directory(id), what);
+        next.attempts = 1;
+        self.stats.compares_open += 1;
+        self.put_back.push((next, false));
+    }
+
+    /// There is something under a name. `compare`: nobody said that it changed, its times have to tell.
+    pub(super) fn present(
+        &mut self,
+        e: &Present<'_>,
+        c: &BackupCommand,
+        compare: bool,
+    ) -> Result<(), UnitError> {
+        let root = self.tree.root(e.dir.root);
+        let (slot, dev) = (root.spec.slot, root.id.dev);
+        if e.stat.id.dev != dev {
+            return self.mount_point(e);
+        }
+        let had = self.index.lookup(e.dir.node, e.name)?;
+        if let Some(node) = had
+            && let Some(row) = self.index.node(node)?
+            && row.is(slot, &e.stat)
+        {
+            return self.update(e, node, row, c, compare);
+        }
+        match self.index.find(slot, &e.stat)? {
+            Some((node, row)) if !row.flags.has(NodeFlags::STAGED) => {
+                self.arrive(e, node, row, c, compare)
+            }
+            _ => self.create(e, c),
+        }
+    }
+
+    /// A known node under a name that it did not have: a rename or a hard link.
+    fn arrive(
+        &mut self,
+        e: &Present<'_>,
+        node: NodeId,
+        row: NodeRow,
+        c: &BackupCommand,
+        compare: bool,
+    ) -> Result<(), UnitError> {
+        if row.is_dir() && self.is_above(node, e.dir.node)? {
+            // In the index the directory is still above the place that it went to; that place's own move is
+            // looked at first.
+            return self.look_again(c);
+        }
+        let mut kept = 0;
+        for (parent, name) in self.index.names_of(node)? {
+            let elsewhere = (parent, &name) != (e.dir.node, e.name);
+            if elsewhere
+                && (row.is_dir()
+                    || !self
+                        .tree
+                        .still_there(&self.index, parent, &name, e.stat.id)?)
+            {
+                self.send_unname(parent, &name)?;
+            } else {
+                kept += 1;
+            }
+        }
+        self.stats.renames += u64::from(kept == 0);
+        self.send_name(e.dir.node, e.name, node)?;
+        self.touched.insert(e.dir.node);
+        if row.is_dir() {
+            self.tree.renamed();
+        }
+        // Both names of a link are there: it is the file that it was. Else the number may have been used again.
+        let reused = kept == 0 && c.what.data && row.flags.has(NodeFlags::RACY);
+        let mut c = c.clone();
+        c.what.data &= reused || row.meta.size != e.stat.content_bytes();
+        c.what.attr = true;
+        if row.is_dir() && compare {
+            self.queue_compare(&c, e.path.clone(), e.stat.id);
+        }
+        self.update(e, node, row, &c, false)
+    }
+
+    /// Is `node` the directory `below` or above it, in the index?
+    fn is_above(&self, node: NodeId, below: NodeId) -> Result<bool, UnitError> {
+        let mut at = below;
+        loop {
+            if at == node {
+                return Ok(true);
+            }
+            match self.index.names_of(at)?.into_iter().next() {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Something that the index has never seen.
+    fn create(&mut self, e: &Present<'_>, c: &BackupCommand) -> Result<(), UnitError> {
+        self.touched.insert(e.dir.node);
+        let node = self.index.new_node();
+        let slot = self.tree.root(e.dir.root).spec.slot;
+        if e.stat.kind == Kind::File {
+            return self.send_file(e, node, None, c, slot);
+        }
+        let meta = match read_meta(&e.dir.dir, e.name, &e.stat) {
+            Ok(m) => m,
+            Err(err) if is_absent(&err) => return self.look_again(c),
+            Err(err) => return self.fail(&e.path, &err, c),
+        };
+        self.solved(&e.path);
+        let row = NodeRow {
+            meta,
+            origin: e.stat.origin(slot),
+            flags: NodeFlags::default(),
+            sum: [0; 16],
+        };
+        self.send_node(node, row)?;
+        self.send_name(e.dir.node, e.name, node)?;
+        if e.stat.kind == Kind::Dir {
+            self.queue_compare(c, e.path.clone(), e.stat.id);
+        }
+        Ok(())
+    }
+
+    /// The node that was there is still there: what about it is different?
+    pub(super) fn update(
+        &mut self,
+        e: &Present<'_>,
+        node: NodeId,
+        row: NodeRow,
+        c: &BackupCommand,
+        compare: bool,
+    ) -> Result<(), UnitError> {
+        let slot = self.tree.root(e.dir.root).spec.slot;
+        let ctime_differs = row.origin.ctime != e.stat.ctime;
+        if e.stat.kind == Kind::File {
+            let times = row.meta.mtime != e.stat.mtime || row.meta.size != e.stat.size;
+            // What was read after the message came holds what the message is about.
+            let read = self.read_now.contains(&node) && !ctime_differs;
+            let told = !read && c.what.data && c.extents.as_ref().is_none_or(|x| !x.is_empty());
+            let doubt = compare && (ctime_differs || row.flags.has(NodeFlags::RACY));
+            if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
+                return self.send_file(e, node, Some(row), c, slot);
+            }
+        }
+        if !ctime_differs && !c.what.attr {
+            return Ok(());
+        }
+        match read_meta(&e.dir.dir, e.name, &e.stat) {
+            Ok(meta) => {
+                self.solved(&e.path);
+                let row = NodeRow {
+                    meta,
+                    origin: e.stat.origin(slot),
+                    ..row
+                };
+                self.send_node(node, row)
+            }
+            Err(err) if is_absent(&err) => self.look_again(c),
+            Err(err) => self.fail(&e.path, &err, c),
+        }
+    }
+
+    /// There is nothing under a name any more.
+    pub(super) fn depart(
+        &mut self,
+        mut c: BackupCommand,
+        dir: &OpenDir,
+        name: &Name,
+    ) -> Result<(), UnitError> {
+        if self.index.lookup(dir.node, name)?.is_none() {
+            return Ok(());
+        }
+        // Moved away: whoever moved it may have told the new place later, or a compare has not come there yet.
+        if c.what.moved && (c.attempts == 0 || self.stats.compares_open > 0) {
+            let compares = self.stats.compares_open > 0;
+            c.attempts += 1;
+            self.put_back.push((c, !compares));
+            return Ok(());
+        }
+        match dir.dir.stat_if_exists(name) {
+            Ok(None) => self.send_unname(dir.node, name),
+            _ => self.look_again(&c),
+        }
+    }
+
+    /// A place where another filesystem is mounted: an empty directory.
+    fn mount_point(&mut self, e: &Present<'_>) -> Result<(), UnitError> {
+        self.boundary(&e.path);
+        if e.stat.kind != Kind::Dir {
+            return Ok(());
+        }
+        let had = match self.index.lookup(e.dir.node, e.name)? {
+            Some(n) => self
+                .index
+                .node(n)?
+                .filter(|r| r.origin.slot == SLOT_NONE)
+                .map(|_| n),
+            None => None,
+        };
+        let node = had.unwrap_or_else(|| self.index.new_node());
+        self.send_node(node, Self::mount_point_row(&e.stat))?;
+        self.send_name(e.dir.node, e.name, node)
+    }
+
+    /// What was sent of a node is not to be relied on; it is read at the next look, whatever its times say.
+    fn suspect(&mut self, node: NodeId) -> Result<(), UnitError> {
+        if let Some(mut row) = self.index.node(node)? {
+            row.flags = row.flags.with(NodeFlags::SUSPECT, true);
+            self.index.put_node(node, &row)?;
+        }
+        Ok(())
+    }
+
+    /// It changed under our eyes: once more, after the sensor has told what happened.
+    pub(super) fn look_again(&mut self, c: &BackupCommand) -> Result<(), UnitError> {
+        let mut again = c.clone();
+        again.attempts += 1;
+        self.put_back.push((again, true));
+        Ok(())
+    }
+
+    /// It could not be read: a problem, tried again later.
+    pub(super) fn fail(
+        &mut self,
+        path: &BytePath,
+        e: &std::io::Error,
+        c: &BackupCommand,
+    ) -> Result<(), UnitError> {
+        self.problem(path, e, Some(c));
+        Ok(())
+    }
+
+    /// Drops a staged node that is no longer needed.
+    pub(super) fn drop_staged(&mut self, node: NodeId) -> Result<(), UnitError> {
+        self.batch.push(Op::Drop { node });
+        Ok(self.index.del_node(node)?)
+    }
+}

@@ -1,0 +1,21 @@
+//! The network backup unit's sending half: told by backup commands where to look, it compares the tree with
+//! what it last sent (the [`Index`]), finds the variant part of each file, and writes batches of operations.
+//!
+//! The tree is the truth: a command that says too much costs a `statx`, and no order of commands can make the
+//! result wrong, only dearer. What it sends is what it has put into the index, in one transaction per batch;
+//! whatever a vault turns out not to have is rolled back from the index and looked at again.
+
+mod batch;
+mod content;
+mod file;
+mod index;
+mod look;
+mod rows;
+mod tree;
+mod unit;
+
+pub use batch::{BatchWriter, RecordSink, SinkClosed};
+pub use index::{Index, IndexError, IndexState};
+pub use rows::{NodeFlags, NodeRow};
+pub use tree::{RootSpec, Tree};
+pub use unit::{BackupStats, BackupUnit, Problem, RoundReport, UnitError};

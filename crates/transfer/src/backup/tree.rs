@@ -1,0 +1,202 @@
+//! The protected directories, and open handles on the directories below them.
+
+use super::index::{Index, IndexError};
+use farwrite_core::exclude::Excludes;
+use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
+use farwrite_fs::{Dir, Stat};
+use lru::LruCache;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+/// Directory handles kept open.
+const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// A protected directory, as configured.
+#[derive(Clone, Debug)]
+pub struct RootSpec {
+    /// Its number; never changes for one path.
+    pub slot: u32,
+    /// Absolute, without symbolic links.
+    pub path: BytePath,
+    /// What not to back up.
+    pub excludes: Excludes,
+}
+
+/// A protected directory at work.
+#[derive(Debug)]
+pub struct Root {
+    /// As configured.
+    pub spec: RootSpec,
+    /// Its node.
+    pub node: NodeId,
+    /// Its identity; all that is backed up below it is on the same device.
+    pub id: FileId,
+    dir: Arc<Dir>,
+}
+
+/// A directory below a root, open.
+#[derive(Clone, Debug)]
+pub struct OpenDir {
+    /// Its node.
+    pub node: NodeId,
+    /// Its present path, as far as the index knows.
+    pub path: BytePath,
+    /// Which root.
+    pub root: usize,
+    /// The handle; stays on the directory wherever that is moved.
+    pub dir: Arc<Dir>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tree {
+    roots: Vec<Root>,
+    open: LruCache<NodeId, OpenDir>,
+}
+
+impl Tree {
+    /// No roots yet.
+    pub fn new() -> Self {
+        Tree {
+            roots: Vec::new(),
+            open: LruCache::new(OPEN_DIRS),
+        }
+    }
+
+    /// Adds an opened root.
+    pub fn add_root(&mut self, spec: RootSpec, node: NodeId, dir: Dir, id: FileId) {
+        self.roots.push(Root {
+            spec,
+            node,
+            id,
+            dir: Arc::new(dir),
+        });
+    }
+
+    /// All roots.
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// The root with this number in [`Tree::roots`].
+    pub fn root(&self, i: usize) -> &Root {
+        &self.roots[i]
+    }
+
+    /// Forgets all handles below the roots: they would keep a filesystem busy.
+    pub fn close_all(&mut self) {
+        self.open.clear();
+    }
+
+    /// Forgets a directory's handle.
+    pub fn forget(&mut self, node: NodeId) {
+        self.open.pop(&node);
+    }
+
+    /// A directory was renamed: the paths of all that is below are others now.
+    pub fn renamed(&mut self) {
+        self.open.clear();
+    }
+
+    /// The directory with this identity, if the index has it.
+    pub fn by_file(&mut self, index: &Index, id: FileId) -> Result<Option<OpenDir>, IndexError> {
+        if let Some(i) = self.roots.iter().position(|r| r.id == id) {
+            return Ok(Some(self.root_dir(i)));
+        }
+        let slots: Vec<u32> = self
+            .roots
+            .iter()
+            .filter(|r| r.id.dev == id.dev)
+            .map(|r| r.spec.slot)
+            .collect();
+        for slot in slots {
+            for (node, row) in index.by_ino(slot, id.ino)? {
+                if row.is_dir()
+                    && let Some(d) = self.open_node(index, node)?
+                {
+                    return Ok(Some(d));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens a directory node by its path in the index. `None` if something else, or nothing, is there.
+    pub fn open_node(
+        &mut self,
+        index: &Index,
+        node: NodeId,
+    ) -> Result<Option<OpenDir>, IndexError> {
+        let mut chain: Vec<(NodeId, Name)> = Vec::new();
+        let mut at = node;
+        let mut dir = loop {
+            if let Some(i) = self.roots.iter().position(|r| r.node == at) {
+                break self.root_dir(i);
+            }
+            if let Some(d) = self.open.get(&at) {
+                break d.clone();
+            }
+            let Some((parent, name)) = index.names_of(at)?.into_iter().next() else {
+                return Ok(None);
+            };
+            if chain.len() > limits::TREE_DEPTH || parent == NodeId::ROOT {
+                return Ok(None);
+            }
+            chain.push((at, name));
+            at = parent;
+        };
+        while let Some((child, name)) = chain.pop() {
+            let root = &self.roots[dir.root];
+            let Ok(handle) = dir.dir.open_dir(&name) else {
+                return Ok(None);
+            };
+            let same = match (handle.stat_self(), index.node(child)?) {
+                (Ok(stat), Some(row)) => {
+                    stat.id.dev == root.id.dev && row.is(root.spec.slot, &stat)
+                }
+                _ => false,
+            };
+            if !same {
+                return Ok(None);
+            }
+            dir = OpenDir {
+                node: child,
+                path: dir.path.join(&name),
+                root: dir.root,
+                dir: Arc::new(handle),
+            };
+            self.open.put(child, dir.clone());
+        }
+        Ok(Some(dir))
+    }
+
+    /// Is the inode still there under this name?
+    pub fn still_there(
+        &mut self,
+        index: &Index,
+        parent: NodeId,
+        name: &Name,
+        id: FileId,
+    ) -> Result<bool, IndexError> {
+        let Some(dir) = self.open_node(index, parent)? else {
+            return Ok(false);
+        };
+        Ok(dir.dir.stat(name).is_ok_and(|s: Stat| s.id == id))
+    }
+
+    fn root_dir(&self, i: usize) -> OpenDir {
+        let r = &self.roots[i];
+        OpenDir {
+            node: r.node,
+            path: r.spec.path.clone(),
+            root: i,
+            dir: r.dir.clone(),
+        }
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Tree::new()
+    }
+}

@@ -1,0 +1,534 @@
+//! The backup unit itself: carries out a round of backup commands and closes batches.
+
+use super::batch::{BatchWriter, RecordSink, SinkClosed};
+use super::index::{Index, IndexError, SLOT_NONE};
+use super::rows::{NodeFlags, NodeRow};
+use super::tree::{OpenDir, RootSpec, Tree};
+use farwrite_core::{
+    BackupCommand, BatchSeq, BytePath, Clock, Commit, Kind, Meta, Name, NodeId, Op, Origin, Target,
+    Timestamp, What,
+};
+use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Times are trusted to show a later change once the last read is this much later than them: more than one tick
+/// of the slowest kernel clock (10 ms at HZ=100).
+pub(super) const TICK: Duration = Duration::from_millis(25);
+/// Files that could not be read are tried again after this time.
+const RETRY: Duration = Duration::from_secs(30);
+/// Problems remembered one by one; beyond that they are only counted.
+const PROBLEMS: usize = 1000;
+
+/// What ends the unit's work.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The link was closed.
+    #[error(transparent)]
+    Closed(#[from] SinkClosed),
+    /// A protected directory cannot be used.
+    #[error("{path}: {why}")]
+    Root {
+        /// Which.
+        path: BytePath,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+/// Something that could not be backed up. It is tried again every half minute and at every change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub path: BytePath,
+    /// What the system said.
+    pub why: String,
+    /// Since when.
+    pub since: Timestamp,
+    pub(super) retry_at: Timestamp,
+    pub(super) command: BackupCommand,
+}
+
+/// Counters since the unit was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackupStats {
+    /// Backup commands carried out.
+    pub commands: u64,
+    /// Names looked at.
+    pub entries: u64,
+    /// Files whose content was read.
+    pub files_read: u64,
+    /// Bytes of content read.
+    pub bytes_read: u64,
+    /// Bytes of content that were new and went into batches.
+    pub bytes_new: u64,
+    /// Bytes of all records sent.
+    pub bytes_sent: u64,
+    /// Batches closed.
+    pub batches: u64,
+    /// Operations in them.
+    pub ops: u64,
+    /// Nodes that kept their content under another name.
+    pub renames: u64,
+    /// Files that changed while they were read.
+    pub unsettled: u64,
+    /// Times that something could not be read.
+    pub problems: u64,
+    /// Directories still to be compared.
+    pub compares_open: u64,
+}
+
+/// What became of a round.
+#[derive(Debug, Default)]
+pub struct RoundReport {
+    /// To be looked at again; `true`: after the sensor has been emptied.
+    pub put_back: Vec<(BackupCommand, bool)>,
+    /// Last batch closed in the round.
+    pub batch: Option<BatchSeq>,
+}
+
+/// See [`super`].
+pub struct BackupUnit {
+    pub(super) index: Index,
+    pub(super) tree: Tree,
+    pub(super) batch: BatchWriter,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stats: BackupStats,
+    pub(super) put_back: Vec<(BackupCommand, bool)>,
+    pub(super) touched: BTreeSet<NodeId>,
+    pub(super) lost: Vec<NodeId>,
+    /// Files read in this round.
+    pub(super) read_now: HashSet<NodeId>,
+    pub(super) racy: Vec<(NodeId, Timestamp)>,
+    problems: BTreeMap<BytePath, Problem>,
+    boundaries: BTreeSet<BytePath>,
+    last_batch: Option<BatchSeq>,
+    last_clean: bool,
+}
+
+impl BackupUnit {
+    /// A unit over an index that has been settled with the vault (rolled back or replayed). Opens the protected
+    /// directories and makes sure that they and the directories above them are in the index.
+    pub fn new(
+        mut index: Index,
+        roots: Vec<RootSpec>,
+        sink: Box<dyn RecordSink + Send>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<BackupUnit, UnitError> {
+        let state = index.state();
+        let mut batch = BatchWriter::new(sink, state.seq.next(), &state.chain);
+        if state.fresh {
+            index.begin()?;
+            batch.push(Op::Clear);
+        }
+        let mut unit = BackupUnit {
+            index,
+            tree: Tree::new(),
+            batch,
+            clock,
+            stats: BackupStats::default(),
+            put_back: Vec::new(),
+            touched: BTreeSet::new(),
+            lost: Vec::new(),
+            read_now: HashSet::new(),
+            racy: Vec::new(),
+            problems: BTreeMap::new(),
+            boundaries: BTreeSet::new(),
+            last_batch: None,
+            last_clean: false,
+        };
+        for spec in roots {
+            unit.add_root(spec)?;
+        }
+        // First parts of transfers that an earlier run did not end.
+        for (node, _) in unit.index.staged()? {
+            unit.drop_staged(node)?;
+        }
+        Ok(unit)
+    }
+
+    /// Carries out commands in order. `quiet` empties the sensor and says whether nothing is waiting; it is
+    /// asked before the last batch of the round is closed.
+    pub fn execute(
+        &mut self,
+        commands: Vec<BackupCommand>,
+        quiet: &mut dyn FnMut() -> bool,
+    ) -> Result<RoundReport, UnitError> {
+        self.index.begin()?;
+        self.last_batch = None;
+        self.read_now.clear();
+        let mut departures = Vec::new();
+        for c in commands {
+            self.stats.commands += 1;
+            match c.target.clone() {
+                Target::Name { dir, name } => self.look_at_name(c, dir, &name, &mut departures)?,
+                Target::File(id) => self.look_at_file(c, id)?,
+                Target::Directory(id) => self.look_at_directory(c, id)?,
+            }
+            self.close_if_full()?;
+        }
+        for (c, parent, name) in departures {
+            self.depart(c, &parent, &name)?;
+            self.close_if_full()?;
+        }
+        self.refresh_touched()?;
+        self.close(quiet)?;
+        Ok(RoundReport {
+            put_back: std::mem::take(&mut self.put_back),
+            batch: self.last_batch,
+        })
+    }
+
+    /// For quiet moments: settles what was too fresh to trust, marks a clean point, closes handles. Returns commands
+    /// whose time to be tried again has come.
+    pub fn idle(
+        &mut self,
+        quiet: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<BackupCommand>, UnitError> {
+        self.tree.close_all();
+        self.settle_racy()?;
+        if !self.last_clean && self.index.state().seq > BatchSeq(0) && quiet() {
+            self.close_as(true)?;
+        }
+        let now = self.clock.now();
+        let mut due = Vec::new();
+        for p in self.problems.values_mut().filter(|p| p.retry_at <= now) {
+            p.retry_at = now.after(RETRY);
+            due.push(p.command.clone());
+        }
+        Ok(due)
+    }
+
+    /// Tells the unit that the vault has everything up to `seq`.
+    pub fn acked(&mut self, seq: BatchSeq) -> Result<(), IndexError> {
+        self.index.acked(seq)
+    }
+
+    /// The command that compares everything: first backup, and catch-up after a time without a sensor.
+    pub fn compare_all(&self) -> Vec<(farwrite_core::FileId, BytePath)> {
+        self.tree
+            .roots()
+            .iter()
+            .map(|r| (r.id, r.spec.path.clone()))
+            .collect()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> BackupStats {
+        BackupStats {
+            bytes_sent: self.batch.sent_bytes(),
+            ..self.stats
+        }
+    }
+
+    /// What cannot be backed up at present, at most [`PROBLEMS`] of them.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values()
+    }
+
+    /// Directories where another filesystem is mounted (or another subvolume begins): backed up as empty
+    /// directories.
+    pub fn boundaries(&self) -> impl Iterator<Item = &BytePath> {
+        self.boundaries.iter()
+    }
+
+    /// The index, for questions.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    fn add_root(&mut self, spec: RootSpec) -> Result<(), UnitError> {
+        let failed = |why: String| UnitError::Root {
+            path: spec.path.clone(),
+            why,
+        };
+        let dir =
+            Dir::open_absolute(&spec.path).map_err(|e| failed(format!("cannot be opened: {e}")))?;
+        let stat = dir.stat_self().map_err(|e| failed(e.to_string()))?;
+        self.index.begin()?;
+        let mut parent = NodeId::ROOT;
+        let mut path = BytePath::root();
+        let names: Vec<Name> = spec.path.names().collect();
+        for (i, name) in names.iter().enumerate() {
+            path.push(name);
+            let is_root = i + 1 == names.len();
+            let known = self.index.lookup(parent, name)?;
+            let (slot, st) = match is_root {
+                true => (spec.slot, stat),
+                false => {
+                    let above = Dir::open_absolute(&path).and_then(|d| d.stat_self());
+                    (
+                        SLOT_NONE,
+                        above.map_err(|e| failed(format!("{path}: {e}")))?,
+                    )
+                }
+            };
+            let node = known.unwrap_or_else(|| self.index.new_node());
+            if let Some(row) = self
+                .index
+                .node(node)?
+                .filter(|_| is_root && known.is_some())
+            {
+                let emptied = !row.is(slot, &stat)
+                    && row.origin.slot == slot
+                    && row.origin.ino != stat.id.ino;
+                if emptied
+                    && !self.index.children(node)?.is_empty()
+                    && dir.list().is_ok_and(|l| l.is_empty())
+                {
+                    return Err(failed(
+                        "is another, empty directory than the one that was protected: is its disk mounted? \
+                         (nothing was deleted in the vault)"
+                            .into(),
+                    ));
+                }
+            }
+            if !is_root && known.is_some() {
+                parent = node;
+                continue;
+            }
+            let here = Dir::open_absolute(&path).map_err(|e| failed(e.to_string()))?;
+            let xattrs = list_xattrs(&here, None).unwrap_or_default();
+            let mut row = NodeRow {
+                meta: read_meta_with(&st, Vec::new(), xattrs),
+                origin: st.origin(slot),
+                flags: NodeFlags::default(),
+                sum: [0; 16],
+            };
+            if !is_root {
+                // Directories above are not watched: their mtime would only be wrong later.
+                row.meta.mtime = Timestamp::default();
+            }
+            self.send_node(node, row)?;
+            self.send_name(parent, name, node)?;
+            parent = node;
+        }
+        self.tree.add_root(spec, parent, dir, stat.id);
+        Ok(())
+    }
+
+    /// Sends a node's attributes if they differ from what was sent, and keeps the row.
+    pub(super) fn send_node(&mut self, node: NodeId, row: NodeRow) -> Result<(), UnitError> {
+        let old = self.index.node(node)?;
+        let unsettled = row.flags.has(NodeFlags::SUSPECT);
+        if old
+            .as_ref()
+            .is_none_or(|o| o.meta != row.meta || o.flags.has(NodeFlags::SUSPECT) != unsettled)
+        {
+            self.batch.push(Op::Node {
+                node,
+                meta: row.meta.clone(),
+                origin: row.origin,
+                unsettled,
+            });
+        }
+        Ok(self.index.put_node(node, &row)?)
+    }
+
+    /// Sends a name if the index does not have it.
+    pub(super) fn send_name(
+        &mut self,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+    ) -> Result<(), UnitError> {
+        let old = self.index.put_name(parent, name, node)?;
+        if old != Some(node) {
+            self.batch.push(Op::Name {
+                parent,
+                name: name.clone(),
+                node,
+            });
+            self.lost.extend(old);
+        }
+        Ok(())
+    }
+
+    /// Sends the end of a name.
+    pub(super) fn send_unname(&mut self, parent: NodeId, name: &Name) -> Result<(), UnitError> {
+        if let Some(old) = self.index.del_name(parent, name)? {
+            self.batch.push(Op::Unname {
+                parent,
+                name: name.clone(),
+            });
+            self.lost.push(old);
+            self.touched.insert(parent);
+        }
+        Ok(())
+    }
+
+    /// Brings the attributes of directories whose names changed up to date: their mtime changed without a message.
+    fn refresh_touched(&mut self) -> Result<(), UnitError> {
+        for node in std::mem::take(&mut self.touched) {
+            let Some(dir) = self.tree.open_node(&self.index, node)? else {
+                continue;
+            };
+            let (Ok(stat), Some(row)) = (dir.dir.stat_self(), self.index.node(node)?) else {
+                continue;
+            };
+            if row.origin.ctime != stat.ctime || row.meta.mtime != stat.mtime {
+                self.refresh_dir(&dir, row, &stat)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a directory's own attributes.
+    pub(super) fn refresh_dir(
+        &mut self,
+        dir: &OpenDir,
+        mut row: NodeRow,
+        stat: &Stat,
+    ) -> Result<(), UnitError> {
+        match list_xattrs(&dir.dir, None) {
+            Ok(xattrs) => row.meta = read_meta_with(stat, Vec::new(), xattrs),
+            Err(e) => self.problem(&dir.path, &e, None),
+        }
+        row.origin = stat.origin(row.origin.slot);
+        self.send_node(dir.node, row)
+    }
+
+    pub(super) fn close_if_full(&mut self) -> Result<(), UnitError> {
+        if self.batch.is_full() {
+            self.refresh_touched()?;
+            self.close(&mut || false)?;
+            self.index.begin()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the batch if there is anything in it.
+    fn close(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
+        if self.batch.is_empty() {
+            return Ok(self.index.commit_quietly()?);
+        }
+        let clean = self.put_back.is_empty() && self.stats.compares_open == 0 && quiet();
+        self.close_as(clean)
+    }
+
+    pub(super) fn close_as(&mut self, clean: bool) -> Result<(), UnitError> {
+        self.index.begin()?;
+        let lost = std::mem::take(&mut self.lost);
+        self.index.remove_orphans(lost)?;
+        let state = self.index.state();
+        let commit = Commit {
+            seq: self.batch.seq(),
+            epoch: state.epoch,
+            time: self.clock.now().max(state.time),
+            clean: clean && self.problems.is_empty(),
+            ops: 0,
+            blocks: 0,
+            next_node: NodeId(state.next_node),
+            chain: [0; 32],
+        };
+        let index = &mut self.index;
+        let commit = self
+            .batch
+            .finish(commit, |c| index.commit_batch(c).map_err(UnitError::from))?;
+        self.stats.batches += 1;
+        self.stats.ops += commit.ops;
+        self.last_clean = clean;
+        self.last_batch = Some(commit.seq);
+        Ok(())
+    }
+
+    fn settle_racy(&mut self) -> Result<(), UnitError> {
+        let now = self.clock.now();
+        let old: Vec<NodeId> = self
+            .racy
+            .iter()
+            .filter(|(_, t)| now.since(*t) > TICK * 2)
+            .map(|(n, _)| *n)
+            .collect();
+        self.racy.retain(|(_, t)| now.since(*t) <= TICK * 2);
+        if !old.is_empty() {
+            self.index.begin()?;
+        }
+        for node in old {
+            if let Some(mut row) = self.index.node(node)? {
+                row.flags = row.flags.with(NodeFlags::RACY, false);
+                self.index.put_node(node, &row)?;
+            }
+        }
+        Ok(self.index.commit_quietly()?)
+    }
+
+    /// Notes that something could not be backed up; `command` is tried again later.
+    pub(super) fn problem(
+        &mut self,
+        path: &BytePath,
+        e: &io::Error,
+        command: Option<&BackupCommand>,
+    ) {
+        self.stats.problems += 1;
+        tracing::warn!(%path, error = %e, "cannot be backed up");
+        let now = self.clock.now();
+        let since = self.problems.get(path).map_or(now, |p| p.since);
+        if let Some(c) = command
+            && (self.problems.len() < PROBLEMS || self.problems.contains_key(path))
+        {
+            let p = Problem {
+                path: path.clone(),
+                why: e.to_string(),
+                since,
+                retry_at: now.after(RETRY),
+                command: c.clone(),
+            };
+            self.problems.insert(path.clone(), p);
+        }
+    }
+
+    pub(super) fn solved(&mut self, path: &BytePath) {
+        if !self.problems.is_empty() {
+            self.problems.remove(path);
+        }
+    }
+
+    pub(super) fn boundary(&mut self, path: &BytePath) {
+        self.boundaries.insert(path.clone());
+    }
+
+    /// A command like `c` about something else that `c` led to.
+    pub(super) fn follow_up(
+        c: &BackupCommand,
+        path: BytePath,
+        target: Target,
+        what: What,
+    ) -> BackupCommand {
+        BackupCommand {
+            path,
+            target,
+            what,
+            extents: None,
+            first: c.first,
+            since: c.since,
+            attempts: 0,
+        }
+    }
+
+    /// The attributes under which a mount point is backed up: an empty directory.
+    pub(super) fn mount_point_row(stat: &Stat) -> NodeRow {
+        let origin = Origin {
+            slot: SLOT_NONE,
+            ..Origin::default()
+        };
+        let meta = Meta {
+            kind: Kind::Dir,
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            ..Meta::plain_dir()
+        };
+        NodeRow {
+            meta,
+            origin,
+            flags: NodeFlags::default(),
+            sum: [0; 16],
+        }
+    }
+}
