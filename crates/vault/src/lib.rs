@@ -5,4 +5,5 @@
 //! link, length or name from a record never reaches outside the source's own directory.
 
 pub mod catalog;
+pub mod mirror;
 pub mod segment;

@@ -199,6 +199,16 @@ impl<'a> View<'a> {
     }
 }
 
+impl View<'_> {
+    /// Nodes of the present with a name that they got later than `seq`.
+    pub fn renamed_since(&self, seq: BatchSeq) -> Result<Vec<NodeId>> {
+        self.conn
+            .prepare("SELECT node FROM names WHERE from_seq>?1")?
+            .query_map([seq.0 as i64], |r| node_id(r, 0))?
+            .collect()
+    }
+}
+
 /// No extent is longer than a block, so none that begins this far in front of an offset reaches it.
 pub(super) const EXTENT_MAX: i64 = farwrite_core::limits::BLOCK_RAW_BYTES as i64;
 

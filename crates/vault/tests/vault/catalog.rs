@@ -60,7 +60,7 @@ fn log_of(dir: &Path, batches: &[Vec<Record>]) -> LogWriter {
     log
 }
 
-fn first_difference(a: &Tree, b: &Tree) -> Option<String> {
+pub fn first_difference(a: &Tree, b: &Tree) -> Option<String> {
     let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find(|k| a.get(*k) != b.get(*k)).map(|k| {
         let show = |t: &Tree| t.get(k).map(|l| (l.node, l.meta.clone(), l.content.len()));

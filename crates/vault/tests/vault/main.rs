@@ -2,4 +2,5 @@
 
 mod catalog;
 mod common;
+mod mirror;
 mod segment_log;

@@ -333,10 +333,13 @@ impl Chaos {
             }
             13 => {
                 if let (Some((p, n, a)), Some((q, m, b))) = (self.pick(&names), self.pick(&names))
-                    && a != b && !self.work.is_below(q, a) && !self.work.is_below(p, b) {
-                        self.push(link(p, n.as_bytes(), b));
-                        self.push(link(q, m.as_bytes(), a));
-                    }
+                    && a != b
+                    && !self.work.is_below(q, a)
+                    && !self.work.is_below(p, b)
+                {
+                    self.push(link(p, n.as_bytes(), b));
+                    self.push(link(q, m.as_bytes(), a));
+                }
             }
             14 => {
                 if let Some(f) = self.pick(&files) {

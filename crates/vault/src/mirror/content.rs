@@ -1,0 +1,168 @@
+//! Writes file content from the log's blocks. It must never turn a hole into data or data into a hole.
+
+use super::{Mirror, MirrorError};
+use crate::catalog::View;
+use crate::segment::LogError;
+use farwrite_core::history::BlockExtent;
+use farwrite_core::{Extent, ExtentSet, Meta, Name, NodeId};
+use farwrite_fs::{Dir, OpenMode};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Extents asked of the catalog at once.
+const EXTENTS: usize = 1024;
+/// Zeros written at once where a filesystem cannot punch holes.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl Mirror {
+    /// Makes a regular file that is not there yet.
+    pub(super) fn make_file(
+        &mut self,
+        view: View<'_>,
+        node: NodeId,
+        meta: &Meta,
+        (dir, name): (&Dir, &Name),
+        inherits: bool,
+    ) -> Result<(), MirrorError> {
+        let fail = |e| MirrorError::io("write", name, e);
+        let file = dir
+            .open_file(name, OpenMode::CreateNew(0o600))
+            .map_err(|e| MirrorError::io("create", name, e))?;
+        let mut end = 0;
+        if meta.size > 0 {
+            let whole = Extent::new(0, meta.size);
+            end = self.write_range(view, node, &file, name, whole, false)?;
+        }
+        if end < meta.size {
+            file.set_len(meta.size).map_err(fail)?;
+        }
+        let skipped = farwrite_fs::apply_meta_fd(&file, meta, !inherits).map_err(fail)?;
+        self.stats.skipped.add(skipped);
+        Ok(())
+    }
+
+    /// Brings changed ranges of an existing file up to the view, and its size and attributes.
+    pub(super) fn update_file(
+        &mut self,
+        view: View<'_>,
+        node: NodeId,
+        meta: &Meta,
+        (dir, name): (&Dir, &Name),
+        ranges: &ExtentSet,
+    ) -> Result<(), MirrorError> {
+        let fail = |e| MirrorError::io("write", name, e);
+        let file = match dir.open_file(name, OpenMode::ReadWrite) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let mut passable = meta.clone();
+                passable.mode |= 0o600;
+                self.set_meta(dir, Some(name), &passable)?;
+                dir.open_file(name, OpenMode::ReadWrite)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| MirrorError::io("open", name, e))?;
+        let size = file.metadata().map_err(fail)?.len();
+        if size != meta.size {
+            file.set_len(meta.size).map_err(fail)?;
+        }
+        for range in ranges.iter() {
+            if let Some(range) = range.intersect(Extent::new(0, meta.size)) {
+                self.write_range(view, node, &file, name, range, true)?;
+            }
+        }
+        let skipped = farwrite_fs::apply_meta_fd(&file, meta, false).map_err(fail)?;
+        self.stats.skipped.add(skipped);
+        Ok(())
+    }
+
+    /// Writes the part of a file's content that lies in `range`, and punches what lies between if `punch`; returns
+    /// the end of the last byte written.
+    fn write_range(
+        &mut self,
+        view: View<'_>,
+        node: NodeId,
+        file: &File,
+        name: &Name,
+        range: Extent,
+        punch: bool,
+    ) -> Result<u64, MirrorError> {
+        let fail = |e| MirrorError::io("write", name, e);
+        let mut at = range.offset;
+        loop {
+            let page = view.extents(node, at, EXTENTS)?;
+            let full = page.len() == EXTENTS;
+            for x in page {
+                let Some(part) = range.intersect(Extent::new(x.offset, x.len)) else {
+                    continue;
+                };
+                if punch && part.offset > at {
+                    make_hole(file, at, part.offset - at).map_err(fail)?;
+                }
+                if let Some(bytes) = self.piece(view, &x, part, name)? {
+                    file.write_all_at(&bytes, part.offset).map_err(fail)?;
+                    self.stats.bytes_written += part.len;
+                } else if punch {
+                    make_hole(file, part.offset, part.len).map_err(fail)?;
+                }
+                at = part.end();
+            }
+            if !full || at >= range.end() {
+                break;
+            }
+        }
+        if punch && at < range.end() {
+            make_hole(file, at, range.end() - at).map_err(fail)?;
+        }
+        Ok(at)
+    }
+
+    /// The bytes of a part of an extent; `None`, counted, if the log is damaged there.
+    fn piece(
+        &mut self,
+        view: View<'_>,
+        x: &BlockExtent,
+        part: Extent,
+        name: &Name,
+    ) -> Result<Option<bytes::Bytes>, MirrorError> {
+        let start = x.block_offset as usize + (part.offset - x.offset) as usize;
+        let range = start..start + part.len as usize;
+        let read = match view.block(x.block)? {
+            Some((place, _)) => self.blocks.read(place),
+            None => Err(LogError::Damaged {
+                segment: 0,
+                offset: 0,
+                seq: None,
+                what: format!("block {} is missing", x.block),
+            }),
+        };
+        match read {
+            Ok(bytes) if range.end <= bytes.len() => Ok(Some(bytes.slice(range))),
+            Err(e) if e.is_io() => Err(e.into()),
+            other => {
+                let why = other
+                    .err()
+                    .map_or("block too short".into(), |e| e.to_string());
+                tracing::warn!("mirror: {name} at {}: {why}", part.offset);
+                self.stats.damaged += 1;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// A hole where the filesystem can, zeros where it cannot.
+fn make_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match farwrite_fs::punch_hole(file, offset, len) {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+            let mut at = offset;
+            while at < offset + len {
+                let n = (offset + len - at).min(ZEROS.len() as u64);
+                file.write_all_at(&ZEROS[..n as usize], at)?;
+                at += n;
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,316 @@
+//! The mirror: the present tree as plain files. It is only ever made to look like the catalog, from the log's bytes;
+//! it must never be read as truth, never follow a link and never touch anything outside its directory.
+
+mod content;
+mod reconcile;
+mod step;
+
+use crate::catalog::{Catalog, Delta, View};
+use crate::segment::{BlockReader, LogError};
+use farwrite_core::{BatchSeq, Kind, Meta, Name, NodeId};
+use farwrite_fs::{Dir, Skipped};
+use lru::LruCache;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Directories kept open.
+const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Entries asked of the catalog at once.
+const PAGE: usize = 4096;
+
+/// What a mirror has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MirrorStats {
+    /// Files and special files made anew.
+    pub files_made: u64,
+    /// Directories made.
+    pub dirs_made: u64,
+    /// Entries moved to another place.
+    pub moved: u64,
+    /// Entries removed because they are gone at the source.
+    pub removed: u64,
+    /// Bytes of content written.
+    pub bytes_written: u64,
+    /// Entries found that no source ever had, and removed.
+    pub foreign_removed: u64,
+    /// Entries found other than they should be, and made anew.
+    pub repaired: u64,
+    /// Full comparisons with the catalog.
+    pub reconciles: u64,
+    /// Pieces of content left out because the log is damaged there.
+    pub damaged: u64,
+    /// What this process or filesystem cannot set; it stays in the catalog.
+    pub skipped: Skipped,
+    /// Device nodes that this process may not make.
+    pub skipped_nodes: u64,
+}
+
+/// What went wrong with a mirror.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// The operating system refused.
+    #[error("mirror: cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where, below the mirror.
+        path: String,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The catalog.
+    #[error("mirror: catalog: {0}")]
+    Catalog(#[from] rusqlite::Error),
+    /// The log could not be read (damage is counted instead).
+    #[error("mirror: {0}")]
+    Log(#[from] LogError),
+}
+
+impl MirrorError {
+    pub(crate) fn io(what: &'static str, name: &Name, source: io::Error) -> Self {
+        MirrorError::Io {
+            what,
+            path: name.to_string(),
+            source,
+        }
+    }
+
+    /// Is it that an entry is not as the mirror left it? Then a comparison with the catalog helps.
+    fn is_surprise(&self) -> bool {
+        use rustix::io::Errno as E;
+        match self {
+            MirrorError::Io { source, .. } => {
+                source.kind() == io::ErrorKind::InvalidInput
+                    || matches!(
+                        E::from_io_error(source),
+                        Some(
+                            E::NOENT
+                                | E::EXIST
+                                | E::NOTDIR
+                                | E::ISDIR
+                                | E::NOTEMPTY
+                                | E::LOOP
+                                | E::XDEV
+                        )
+                    )
+            }
+            _ => false,
+        }
+    }
+}
+
+/// One source's mirror.
+pub struct Mirror {
+    root: Arc<Dir>,
+    hold: Dir,
+    path: PathBuf,
+    may_own: bool,
+    blocks: BlockReader,
+    dirs: LruCache<NodeId, Arc<Dir>>,
+    stats: MirrorStats,
+}
+
+impl Mirror {
+    /// Opens the mirror `source_dir/mirror` with its scratch directory `source_dir/hold`, making both if
+    /// they are missing; the log is `source_dir/log`.
+    pub fn open(source_dir: &Path) -> Result<Self, MirrorError> {
+        let open = |name: &str| {
+            let path = source_dir.join(name);
+            make_private_dir(&path)
+                .and_then(|()| Dir::open(&path))
+                .map_err(|source| MirrorError::Io {
+                    what: "open",
+                    path: path.display().to_string(),
+                    source,
+                })
+        };
+        Ok(Mirror {
+            root: Arc::new(open("mirror")?),
+            hold: open("hold")?,
+            path: source_dir.join("mirror"),
+            may_own: rustix::process::geteuid().is_root(),
+            blocks: BlockReader::new(&source_dir.join("log")),
+            dirs: LruCache::new(OPEN_DIRS),
+            stats: MirrorStats::default(),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> MirrorStats {
+        self.stats
+    }
+
+    /// Brings the mirror from batch `from`, which it shows, to the catalog's last batch; `delta` is what lies
+    /// between. Anything unexpected in the tree leads to [`Mirror::reconcile`].
+    pub fn apply(
+        &mut self,
+        catalog: &Catalog,
+        from: BatchSeq,
+        delta: &Delta,
+    ) -> Result<(), MirrorError> {
+        if delta.cleared {
+            return self.reconcile(catalog, from);
+        }
+        match step::Step::new(self, catalog, from, delta).run() {
+            Err(e) if e.is_surprise() => {
+                tracing::warn!("{e}: comparing the whole mirror with the catalog");
+                self.reconcile(catalog, from)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the mirror what the catalog's last batch says, whatever it is now. Files changed or moved after
+    /// `trusted` are written anew; of the others size, times and attributes are compared. Stopped anywhere and
+    /// begun again, it comes to the same end.
+    pub fn reconcile(&mut self, catalog: &Catalog, trusted: BatchSeq) -> Result<(), MirrorError> {
+        self.stats.reconciles += 1;
+        self.dirs.clear();
+        let view = catalog.view(catalog.applied());
+        reconcile::Reconcile::new(self, view, trusted)?.run()
+    }
+
+    /// Writes everything to the disk.
+    pub fn sync(&self) -> Result<(), MirrorError> {
+        self.root
+            .sync_filesystem()
+            .map_err(|source| MirrorError::Io {
+                what: "sync",
+                path: self.path.display().to_string(),
+                source,
+            })
+    }
+
+    /// An open directory for a node, found by `place_of` (`None`: in the hold directory, under that name).
+    fn dir_at(
+        &mut self,
+        node: NodeId,
+        mut place_of: impl FnMut(NodeId) -> Result<At, MirrorError>,
+    ) -> Result<Arc<Dir>, MirrorError> {
+        if node == NodeId::ROOT {
+            return Ok(self.root.clone());
+        }
+        if let Some(dir) = self.dirs.get(&node) {
+            return Ok(dir.clone());
+        }
+        let (mut names, mut at) = (Vec::new(), node);
+        let base = loop {
+            if at == NodeId::ROOT {
+                break Some(self.root.clone());
+            }
+            if let Some(dir) = self.dirs.get(&at) {
+                break Some(dir.clone());
+            }
+            match place_of(at)? {
+                At::In(parent, name) => {
+                    names.push(name);
+                    at = parent;
+                }
+                At::Hold(name) => {
+                    names.push(name);
+                    break None;
+                }
+            }
+        };
+        names.reverse();
+        let from = base.as_deref().unwrap_or(&self.hold);
+        let dir = from.open_beneath(&names).map_err(|e| {
+            let last = names.last().expect("not the root");
+            MirrorError::io("open directory", last, e)
+        })?;
+        let dir = Arc::new(dir);
+        self.dirs.put(node, dir.clone());
+        Ok(dir)
+    }
+
+    /// Attributes as this process can set them: a mirror that is not root's must stay passable for its owner.
+    fn settable(&self, meta: &Meta) -> Meta {
+        let mut meta = meta.clone();
+        if !self.may_own && meta.kind == Kind::Dir {
+            meta.mode |= 0o700;
+        }
+        meta
+    }
+
+    /// Makes a node that is not a directory, with content and attributes. `inherits`: the directory has a default
+    /// ACL that a new entry would get.
+    fn make(
+        &mut self,
+        view: View<'_>,
+        node: NodeId,
+        meta: &Meta,
+        (dir, name): (&Dir, &Name),
+        inherits: bool,
+    ) -> Result<(), MirrorError> {
+        let fail = |e| MirrorError::io("make", name, e);
+        self.stats.files_made += 1;
+        let skipped = match meta.kind {
+            Kind::File => return self.make_file(view, node, meta, (dir, name), inherits),
+            Kind::Dir => return Err(fail(io::ErrorKind::InvalidInput.into())),
+            Kind::Symlink => dir.symlink(name, &meta.target),
+            _ => dir.mknod(name, meta.kind, 0o600, meta.rdev),
+        };
+        match skipped {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !self.may_own => {
+                self.stats.skipped_nodes += 1;
+                return Ok(());
+            }
+            other => other.map_err(fail)?,
+        }
+        self.set_meta(dir, Some(name), meta)
+    }
+
+    fn set_meta(&mut self, dir: &Dir, name: Option<&Name>, meta: &Meta) -> Result<(), MirrorError> {
+        let done = farwrite_fs::apply_meta(dir, name, &self.settable(meta));
+        let skipped = done.map_err(|source| MirrorError::Io {
+            what: "set attributes of",
+            path: name.map_or("a directory".into(), Name::to_string),
+            source,
+        })?;
+        self.stats.skipped.add(skipped);
+        Ok(())
+    }
+
+    /// Removes a name with all below it; how many entries it was.
+    fn remove(&mut self, dir: &Dir, name: &Name) -> Result<u64, MirrorError> {
+        let removed = dir
+            .remove_tree(name)
+            .map_err(|e| MirrorError::io("remove", name, e))?;
+        Ok(removed.dirs + removed.others)
+    }
+}
+
+/// Where a directory is at the moment.
+enum At {
+    In(NodeId, Name),
+    Hold(Name),
+}
+
+/// Makes a directory that only its owner can look into; there already is fine.
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// A node's name in the hold directory.
+fn hold_name(node: NodeId, dead: bool) -> Name {
+    let prefix = if dead { "dead-" } else { "" };
+    Name::new(format!("{prefix}{node}")).expect("digits make a name")
+}
+
+/// Does a directory hand a default ACL to what is made in it?
+fn has_default_acl(meta: &Meta) -> bool {
+    meta.xattrs
+        .iter()
+        .any(|x| x.name == b"system.posix_acl_default")
+}

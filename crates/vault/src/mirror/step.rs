@@ -1,0 +1,417 @@
+//! One step of the mirror, from one batch to a later one. First everything that loses its place and lives on moves
+//! aside, then what is dead goes, then everything takes its new place, then content, then attributes: so names may
+//! be crossed in any way. It must never lose what moves: a directory is renamed, not copied.
+
+use super::{At, Mirror, MirrorError, has_default_acl, hold_name};
+use crate::catalog::{Catalog, Delta, NodeRow, View};
+use farwrite_core::{BatchSeq, ExtentSet, Kind, Name, NodeId};
+use farwrite_fs::Dir;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+type Result<T = ()> = std::result::Result<T, MirrorError>;
+
+const BEFORE: usize = 0;
+const AFTER: usize = 1;
+
+/// Where a directory went in this step.
+#[derive(Clone)]
+enum Moved {
+    Held,
+    Dead,
+    Placed(NodeId, Name),
+}
+
+pub(super) struct Step<'a> {
+    mirror: &'a mut Mirror,
+    old: View<'a>,
+    new: View<'a>,
+    delta: &'a Delta,
+    dirs: HashMap<NodeId, Moved>,
+    /// What is not a directory and waits in the hold directory.
+    held: HashSet<NodeId>,
+    /// Where a node that is not a directory was placed in this step.
+    placed: HashMap<NodeId, (NodeId, Name)>,
+    /// Made in this step: content and attributes are right.
+    made: HashSet<NodeId>,
+    /// Names whose meaning changes.
+    changed: HashSet<(NodeId, Name)>,
+    /// Directories whose attributes are to be set at the end.
+    touched: HashSet<NodeId>,
+    inherits: HashMap<NodeId, bool>,
+    /// Directories known to hang together with the root, before and after.
+    rooted: [HashSet<NodeId>; 2],
+}
+
+impl<'a> Step<'a> {
+    pub(super) fn new(
+        mirror: &'a mut Mirror,
+        catalog: &'a Catalog,
+        from: BatchSeq,
+        delta: &'a Delta,
+    ) -> Self {
+        Step {
+            mirror,
+            old: catalog.view(from),
+            new: catalog.view(catalog.applied()),
+            delta,
+            dirs: HashMap::new(),
+            held: HashSet::new(),
+            placed: HashMap::new(),
+            made: HashSet::new(),
+            changed: HashSet::new(),
+            touched: HashSet::new(),
+            inherits: HashMap::new(),
+            rooted: Default::default(),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result {
+        let mut leaving = Vec::new();
+        let mut coming = VecDeque::new();
+        for (parent, name) in &self.delta.names {
+            let old = self.old_lookup(*parent, name)?;
+            let new = self.new.lookup(*parent, name)?;
+            if old == new {
+                continue;
+            }
+            self.changed.insert((*parent, name.clone()));
+            if let Some(node) = old {
+                leaving.push((*parent, name.clone(), node));
+            }
+            if let Some(node) = new {
+                coming.push_back((*parent, name.clone(), node));
+            }
+        }
+        let mut dead = Vec::new();
+        for (parent, name, node) in leaving {
+            self.take_away(parent, &name, node, &mut dead)?;
+        }
+        for name in dead {
+            self.mirror.stats.removed += self.remove_held(&name)?;
+        }
+        while let Some((parent, name, node)) = coming.pop_front() {
+            self.bring(parent, &name, node, &mut coming)?;
+        }
+        for node in std::mem::take(&mut self.held) {
+            self.remove_held(&hold_name(node, false))?;
+        }
+        for node in &self.delta.nodes {
+            self.refresh(*node)?;
+        }
+        self.finish_dirs()
+    }
+
+    fn remove_held(&mut self, name: &Name) -> Result<u64> {
+        let removed = self.mirror.hold.remove_tree(name);
+        let removed = removed.map_err(|e| MirrorError::io("remove", name, e))?;
+        Ok(removed.dirs + removed.others)
+    }
+
+    /// What the mirror shows under a name; nothing below a directory that it does not show.
+    fn old_lookup(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
+        let Some(node) = self.old.lookup(parent, name)? else {
+            return Ok(None);
+        };
+        let shown = parent == NodeId::ROOT || self.is_rooted(BEFORE, parent)?;
+        Ok(Some(node).filter(|_| shown))
+    }
+
+    /// Does a directory hang together with the root, before (0) or after (1)? A staged one does not.
+    fn is_rooted(&mut self, when: usize, dir: NodeId) -> Result<bool> {
+        let view = [self.old, self.new][when];
+        let (mut at, mut way) = (dir, Vec::new());
+        while at != NodeId::ROOT && !self.rooted[when].contains(&at) {
+            way.push(at);
+            match view.names_of(at, 1)?.pop() {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
+        self.rooted[when].extend(way);
+        Ok(true)
+    }
+
+    fn dir(&mut self, node: NodeId) -> Result<Arc<Dir>> {
+        let (dirs, old) = (&self.dirs, self.old);
+        self.mirror.dir_at(node, |n| match dirs.get(&n) {
+            Some(Moved::Held) => Ok(At::Hold(hold_name(n, false))),
+            Some(Moved::Dead) => Ok(At::Hold(hold_name(n, true))),
+            Some(Moved::Placed(parent, name)) => Ok(At::In(*parent, name.clone())),
+            None => match old.names_of(n, 1)?.pop() {
+                Some((parent, name)) => Ok(At::In(parent, name)),
+                None => Err(MirrorError::io(
+                    "find",
+                    &hold_name(n, false),
+                    std::io::ErrorKind::NotFound.into(),
+                )),
+            },
+        })
+    }
+
+    fn is_alive(&self, node: NodeId) -> Result<bool> {
+        Ok(!self.new.names_of(node, 1)?.is_empty())
+    }
+
+    fn take_away(
+        &mut self,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+        dead: &mut Vec<Name>,
+    ) -> Result {
+        let fail = |e| MirrorError::io("move", name, e);
+        let dir = self.dir(parent)?;
+        self.touched.insert(parent);
+        let is_dir = self
+            .old
+            .node(node)?
+            .is_some_and(|r| r.meta.kind == Kind::Dir);
+        let alive = self.is_alive(node)?;
+        if !is_dir && (!alive || self.held.contains(&node)) {
+            dir.unlink(name)
+                .map_err(|e| MirrorError::io("remove", name, e))?;
+            self.mirror.stats.removed += u64::from(!alive);
+            return Ok(());
+        }
+        let aside = hold_name(node, !alive);
+        dir.rename_noreplace(name, &self.mirror.hold, &aside)
+            .map_err(fail)?;
+        if !is_dir {
+            self.held.insert(node);
+        } else if alive {
+            self.dirs.insert(node, Moved::Held);
+        } else {
+            self.dirs.insert(node, Moved::Dead);
+            self.mirror.dirs.pop(&node);
+            dead.push(aside);
+        }
+        Ok(())
+    }
+
+    /// Puts a node in its new place. Directories bring those above them first.
+    fn bring(
+        &mut self,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+        coming: &mut VecDeque<(NodeId, Name, NodeId)>,
+    ) -> Result {
+        if !self.is_rooted(AFTER, parent)? {
+            return Ok(());
+        }
+        self.bring_dir(parent, coming)?;
+        let Some(row) = self.new.node(node)? else {
+            return Ok(());
+        };
+        if row.meta.kind == Kind::Dir {
+            return self.bring_dir(node, coming);
+        }
+        if self
+            .placed
+            .get(&node)
+            .is_some_and(|p| p.0 == parent && p.1 == *name)
+        {
+            return Ok(());
+        }
+        let dir = self.dir(parent)?;
+        self.touched.insert(parent);
+        let fail = |e| MirrorError::io("place", name, e);
+        if self.held.remove(&node) {
+            let from = hold_name(node, false);
+            self.mirror
+                .hold
+                .rename_noreplace(&from, &dir, name)
+                .map_err(fail)?;
+            self.mirror.stats.moved += 1;
+        } else if let Some((p, n)) = self.other_place(node)? {
+            let from = self.dir(p)?;
+            from.link(&n, &dir, name).map_err(fail)?;
+        } else {
+            let inherits = self.inherits(parent)?;
+            self.mirror
+                .make(self.new, node, &row.meta, (&dir, name), inherits)?;
+            self.made.insert(node);
+        }
+        self.placed.insert(node, (parent, name.clone()));
+        Ok(())
+    }
+
+    /// A place where the mirror shows a node that is not a directory, at this point of the step.
+    fn other_place(&mut self, node: NodeId) -> Result<Option<(NodeId, Name)>> {
+        if let Some(place) = self.placed.get(&node) {
+            return Ok(Some(place.clone()));
+        }
+        for (parent, name) in self.new.names_of(node, super::PAGE)? {
+            let key = (parent, name);
+            if !self.changed.contains(&key) && self.old_lookup(key.0, &key.1)? == Some(node) {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    fn inherits(&mut self, dir: NodeId) -> Result<bool> {
+        if let Some(known) = self.inherits.get(&dir) {
+            return Ok(*known);
+        }
+        // Either state may be the one on the disk.
+        let mut inherits = false;
+        for view in [self.old, self.new] {
+            inherits |= view.node(dir)?.is_some_and(|r| has_default_acl(&r.meta));
+        }
+        self.inherits.insert(dir, inherits);
+        Ok(inherits)
+    }
+
+    fn is_placed(&mut self, dir: NodeId) -> Result<bool> {
+        Ok(match self.dirs.get(&dir) {
+            Some(Moved::Placed(..)) => true,
+            Some(_) => false,
+            None => dir == NodeId::ROOT || self.is_rooted(BEFORE, dir)?,
+        })
+    }
+
+    fn bring_dir(&mut self, dir: NodeId, coming: &mut VecDeque<(NodeId, Name, NodeId)>) -> Result {
+        let mut waiting = Vec::new();
+        let mut at = dir;
+        while !self.is_placed(at)? {
+            let Some((parent, name)) = self.new.names_of(at, 1)?.pop() else {
+                return Ok(());
+            };
+            waiting.push((at, parent, name));
+            at = parent;
+        }
+        while let Some((node, parent, name)) = waiting.pop() {
+            let into = self.dir(parent)?;
+            self.touched.extend([parent, node]);
+            let fail = |e| MirrorError::io("place directory", &name, e);
+            if matches!(self.dirs.get(&node), Some(Moved::Held)) {
+                let from = hold_name(node, false);
+                self.mirror
+                    .hold
+                    .rename_noreplace(&from, &into, &name)
+                    .map_err(fail)?;
+                self.mirror.stats.moved += 1;
+            } else {
+                into.mkdir(&name, 0o700).map_err(fail)?;
+                self.mirror.dirs.pop(&node);
+                self.mirror.stats.dirs_made += 1;
+                if self.inherits(parent)? {
+                    self.inherits.insert(node, true);
+                }
+                if self.old.node(node)?.is_some() {
+                    // It was there without a name: so was all that is in it.
+                    self.bring_children(node, coming)?;
+                }
+            }
+            self.dirs.insert(node, Moved::Placed(parent, name));
+        }
+        Ok(())
+    }
+
+    fn bring_children(
+        &mut self,
+        dir: NodeId,
+        coming: &mut VecDeque<(NodeId, Name, NodeId)>,
+    ) -> Result {
+        let mut after = None;
+        loop {
+            let page = self.new.list(dir, after.as_ref(), super::PAGE)?;
+            let Some((last, _)) = page.last() else {
+                return Ok(());
+            };
+            after = Some(last.clone());
+            for (name, node) in page {
+                self.changed.insert((dir, name.clone()));
+                coming.push_back((dir, name, node));
+            }
+        }
+    }
+
+    /// Content and attributes of what stays or was moved.
+    fn refresh(&mut self, node: NodeId) -> Result {
+        if self.made.contains(&node) {
+            return Ok(());
+        }
+        let Some(row) = self.new.node(node)? else {
+            return Ok(());
+        };
+        if row.meta.kind == Kind::Dir {
+            self.touched.insert(node);
+            return Ok(());
+        }
+        let place = match self.placed.get(&node) {
+            Some(p) => Some(p.clone()),
+            None => self.new.names_of(node, 1)?.pop(),
+        };
+        let Some((parent, name)) = place else {
+            return Ok(());
+        };
+        if !self.is_rooted(AFTER, parent)? {
+            return Ok(());
+        }
+        let dir = self.dir(parent)?;
+        if row.meta.kind == Kind::File {
+            let none = ExtentSet::default();
+            let ranges = self.delta.content.get(&node).unwrap_or(&none);
+            return self
+                .mirror
+                .update_file(self.new, node, &row.meta, (&dir, &name), ranges);
+        }
+        if self.mirror.may_own && !same_special(&dir, &name, &row)? {
+            return self.remake(node, &row);
+        }
+        match self.mirror.set_meta(&dir, Some(&name), &row.meta) {
+            Err(e) if e.is_surprise() && !self.mirror.may_own => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A link with another target, a device with another number: made anew under all its names.
+    fn remake(&mut self, node: NodeId, row: &NodeRow) -> Result {
+        let mut first: Option<(Arc<Dir>, Name)> = None;
+        for (parent, name) in self.new.names_of(node, super::PAGE)? {
+            let dir = self.dir(parent)?;
+            self.touched.insert(parent);
+            self.mirror.remove(&dir, &name)?;
+            match &first {
+                Some((d, n)) => d
+                    .link(n, &dir, &name)
+                    .map_err(|e| MirrorError::io("link", &name, e))?,
+                None => {
+                    let inherits = self.inherits(parent)?;
+                    self.mirror
+                        .make(self.new, node, &row.meta, (&dir, &name), inherits)?;
+                    first = Some((dir, name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_dirs(&mut self) -> Result {
+        for node in std::mem::take(&mut self.touched) {
+            if node == NodeId::ROOT || !self.is_rooted(AFTER, node)? {
+                continue;
+            }
+            if let Some(row) = self.new.node(node)? {
+                let dir = self.dir(node)?;
+                self.mirror.set_meta(&dir, None, &row.meta)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Is a special file already what it should be, attributes aside?
+pub(super) fn same_special(dir: &Dir, name: &Name, row: &NodeRow) -> Result<bool> {
+    let fail = |e| MirrorError::io("look at", name, e);
+    let Some(stat) = dir.stat_if_exists(name).map_err(fail)? else {
+        return Ok(false);
+    };
+    if stat.kind != row.meta.kind || stat.rdev != row.meta.rdev {
+        return Ok(false);
+    }
+    Ok(stat.kind != Kind::Symlink || dir.read_link(name).map_err(fail)? == row.meta.target)
+}

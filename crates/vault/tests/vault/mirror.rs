@@ -1,0 +1,386 @@
+//! The mirror against the oracle: online, reconciled from any state, and in the face of planted entries.
+
+use crate::catalog::first_difference;
+use crate::common::model::{Chaos, Leaf, Tree};
+use crate::common::*;
+use farwrite_core::{BatchSeq, Kind, NodeId, Op, Record};
+use farwrite_fs::{Dir, read_meta};
+use farwrite_vault::catalog::Catalog;
+use farwrite_vault::mirror::Mirror;
+use farwrite_vault::segment::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A tree on the disk, with inode numbers where the oracle has nodes.
+pub fn tree_on_disk(root: &Path) -> Tree {
+    let mut out = Tree::new();
+    let mut todo = vec![(Dir::open(root).unwrap(), Vec::new())];
+    while let Some((dir, path)) = todo.pop() {
+        for e in dir.list().unwrap() {
+            let mut path: Vec<u8> = path.clone();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(e.name.as_bytes());
+            let stat = dir.stat(&e.name).unwrap();
+            let meta = read_meta(&dir, &e.name, &stat).unwrap();
+            let mut content = vec![];
+            if meta.kind == Kind::File {
+                let mut f = dir.open_file(&e.name, farwrite_fs::OpenMode::Read).unwrap();
+                f.read_to_end(&mut content).unwrap();
+            } else if meta.kind == Kind::Dir {
+                todo.push((dir.open_dir(&e.name).unwrap(), path.clone()));
+            }
+            let node = NodeId(stat.id.ino);
+            out.insert(
+                path,
+                Leaf {
+                    node,
+                    meta,
+                    content,
+                },
+            );
+        }
+    }
+    out
+}
+
+/// Replaces node ids by the first path of the node, so that trees compare with their hard links.
+pub fn by_first_path(tree: &Tree) -> Tree {
+    let mut first: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut out = tree.clone();
+    for (i, leaf) in out.values_mut().enumerate() {
+        leaf.node = NodeId(*first.entry(leaf.node).or_insert(i as u64));
+    }
+    out
+}
+
+pub fn assert_same(disk: &Path, model: &Tree, what: &str) {
+    let found = by_first_path(&tree_on_disk(disk));
+    assert_eq!(
+        first_difference(&found, &by_first_path(model)),
+        None,
+        "{what}"
+    );
+}
+
+/// Log, catalog and mirror without threads.
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+    pub log: LogWriter,
+    pub catalog: Catalog,
+    pub mirror: Mirror,
+    pub shown: BatchSeq,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let (log, _) = LogWriter::open(&dir.path().join("log"), BatchSeq(0)).unwrap();
+        Bench {
+            catalog: Catalog::open(&dir.path().join("catalog.db"), None).unwrap(),
+            mirror: Mirror::open(dir.path()).unwrap(),
+            log,
+            dir,
+            shown: BatchSeq(0),
+        }
+    }
+
+    /// Applies batches to the log and, as one step, to catalog and mirror.
+    pub fn feed(&mut self, batches: &[Vec<Record>]) {
+        let delta = self.feed_catalog(batches);
+        self.mirror
+            .apply(&self.catalog, self.shown, &delta)
+            .unwrap();
+        self.shown = self.catalog.applied();
+    }
+
+    pub fn feed_catalog(&mut self, batches: &[Vec<Record>]) -> farwrite_vault::catalog::Delta {
+        for r in batches.iter().flatten() {
+            self.log.append(r).unwrap();
+        }
+        self.log.sync().unwrap();
+        let mut reader = self
+            .catalog
+            .log_reader(&self.dir.path().join("log"))
+            .unwrap();
+        let mut logged = vec![];
+        while let Some(b) = reader.next_batch(self.log.committed_end()).unwrap() {
+            logged.push(b);
+        }
+        let applied = self.catalog.apply(&logged).unwrap();
+        assert_eq!(applied.violation, None);
+        applied.delta
+    }
+
+    pub fn tree(&self) -> std::path::PathBuf {
+        self.mirror.path().to_owned()
+    }
+}
+
+#[test]
+fn the_mirror_is_the_oracles_tree_after_every_step() {
+    for seed in 100..112 {
+        let mut chaos = Chaos::new(seed);
+        let mut bench = Bench::new();
+        for step in 0..60 {
+            let n = 1 + chaos.rng.next(3);
+            let batches: Vec<_> = (0..n).map(|_| chaos.batch()).collect();
+            bench.feed(&batches);
+            assert_same(
+                &bench.tree(),
+                &chaos.model.tree(),
+                &format!("seed {seed}, step {step}"),
+            );
+        }
+        let stats = bench.mirror.stats();
+        assert_eq!(stats.reconciles, 0, "seed {seed}: {stats:?}");
+        assert_eq!(
+            std::fs::read_dir(bench.dir.path().join("hold"))
+                .unwrap()
+                .count(),
+            0
+        );
+        assert!(stats.moved > 5 && stats.files_made > 20, "{stats:?}");
+    }
+}
+
+/// Breaks what can be broken in a mirror without changing a file's size and mtime unseen.
+fn scramble(root: &Path, rng: &mut Rng) {
+    let tree = tree_on_disk(root);
+    for (path, leaf) in &tree {
+        let p = root.join(std::str::from_utf8(path).unwrap());
+        if std::fs::symlink_metadata(&p).is_err() {
+            continue;
+        }
+        match rng.next(12) {
+            0 if leaf.meta.kind == Kind::Dir => std::fs::remove_dir_all(&p).unwrap(),
+            0 => std::fs::remove_file(&p).unwrap(),
+            1 if leaf.meta.kind == Kind::File => std::fs::write(&p, b"scrambled").unwrap(),
+            2 if leaf.meta.kind != Kind::Dir => {
+                std::fs::remove_file(&p).unwrap();
+                std::fs::create_dir_all(p.join("planted/deep")).unwrap();
+            }
+            3 => {
+                let to = p.with_file_name("moved by hand");
+                let _ = std::fs::rename(&p, to);
+            }
+            4 if leaf.meta.kind == Kind::File => {
+                std::fs::hard_link(&p, root.join(format!("extra link {}", leaf.node)))
+                    .unwrap_or(());
+            }
+            5 => drop(std::os::unix::fs::lchown(&p, Some(77), Some(77))),
+            6 if leaf.meta.kind == Kind::File => {
+                let copy = std::fs::read(&p).unwrap();
+                std::fs::remove_file(&p).unwrap();
+                std::fs::write(&p, copy).unwrap();
+            }
+            7 if leaf.meta.kind == Kind::Dir => {
+                std::fs::rename(&p, p.with_file_name("dir by hand")).unwrap_or(());
+                let _ = std::os::unix::fs::symlink("/", &p);
+            }
+            _ => {}
+        }
+    }
+    std::fs::write(root.join("foreign"), b"x").unwrap();
+}
+
+#[test]
+fn a_scrambled_mirror_is_reconciled_with_the_catalog() {
+    for seed in 200..210 {
+        let mut chaos = Chaos::new(seed);
+        let mut bench = Bench::new();
+        for round in 0..6 {
+            let batches: Vec<_> = (0..12).map(|_| chaos.batch()).collect();
+            bench.feed(&batches);
+            scramble(&bench.tree(), &mut chaos.rng);
+            std::fs::write(bench.dir.path().join("hold/17"), b"left over").unwrap();
+            bench.mirror.reconcile(&bench.catalog, bench.shown).unwrap();
+            assert_same(
+                &bench.tree(),
+                &chaos.model.tree(),
+                &format!("seed {seed}, round {round}"),
+            );
+            let before = bench.mirror.stats();
+            bench.mirror.reconcile(&bench.catalog, bench.shown).unwrap();
+            let after = bench.mirror.stats();
+            assert_eq!(before.repaired, after.repaired, "nothing left to repair");
+            assert_eq!(before.files_made, after.files_made);
+        }
+    }
+}
+
+#[test]
+fn a_mirror_from_an_older_batch_or_from_nothing_catches_up() {
+    let mut chaos = Chaos::new(300);
+    let mut bench = Bench::new();
+    bench.feed(&(0..30).map(|_| chaos.batch()).collect::<Vec<_>>());
+    let trusted = bench.shown;
+    bench.feed_catalog(&(0..30).map(|_| chaos.batch()).collect::<Vec<_>>());
+    bench.mirror.reconcile(&bench.catalog, trusted).unwrap();
+    assert_same(&bench.tree(), &chaos.model.tree(), "from batch 30");
+    std::fs::remove_dir_all(bench.tree()).unwrap();
+    bench.mirror = Mirror::open(bench.dir.path()).unwrap();
+    bench
+        .mirror
+        .reconcile(&bench.catalog, bench.catalog.applied())
+        .unwrap();
+    assert_same(&bench.tree(), &chaos.model.tree(), "from nothing");
+}
+
+#[test]
+fn exchanges_chains_and_swaps_of_kind_keep_the_inodes() {
+    let mut maker = Maker::new();
+    let mut bench = Bench::new();
+    let n: Vec<NodeId> = (0..6).map(|_| maker.node()).collect();
+    let root = NodeId::ROOT;
+    let first = [
+        set(n[0], dir_meta(1)),
+        set(n[1], dir_meta(2)),
+        set(n[2], file_meta(1, 3)),
+        set(n[3], file_meta(1, 4)),
+        link(root, "a", n[0]),
+        link(root, "b", n[1]),
+        link(n[0], "f", n[2]),
+        link(n[1], "f", n[3]),
+        write(n[2], 0, 0, 0, 1),
+        write(n[3], 0, 0, 1, 1),
+    ];
+    bench.feed(&[maker.batch(&first, &[b"xy".to_vec()])]);
+    let ino = |p: &str| tree_on_disk(&bench.tree())[p.as_bytes()].node;
+    let (a, b, fa, fb) = (ino("a"), ino("b"), ino("a/f"), ino("b/f"));
+    // Two directories exchanged, their files exchanged with each other across, a new directory in front.
+    let cross = [
+        link(root, "a", n[1]),
+        link(root, "b", n[0]),
+        link(n[0], "f", n[3]),
+        link(n[1], "f", n[2]),
+        set(n[4], dir_meta(9)),
+        link(root, "new", n[4]),
+        link(n[4], "a", n[1]),
+        unlink(root, "a"),
+    ];
+    bench.feed(&[maker.batch(&cross, &[])]);
+    let ino = |p: &str| tree_on_disk(&bench.tree())[p.as_bytes()].node;
+    assert_eq!(
+        [ino("new/a"), ino("b"), ino("new/a/f"), ino("b/f")],
+        [b, a, fa, fb]
+    );
+    // A file takes a directory's place, and the directory the file's, one level down.
+    let swap = [
+        link(root, "b", n[3]),
+        link(n[4], "f", n[0]),
+        unlink(n[0], "f"),
+    ];
+    bench.feed(&[maker.batch(&swap, &[])]);
+    let ino = |p: &str| tree_on_disk(&bench.tree())[p.as_bytes()].node;
+    assert_eq!([ino("b"), ino("new/f")], [fb, a]);
+    assert_eq!(bench.mirror.stats().reconciles, 0);
+}
+
+#[test]
+fn a_planted_link_is_never_followed_and_is_repaired() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("f"), b"precious").unwrap();
+    let before = tree_on_disk(outside.path());
+    let mut maker = Maker::new();
+    let mut bench = Bench::new();
+    let (d, f) = (maker.node(), maker.node());
+    let ops = [
+        set(d, dir_meta(1)),
+        link(NodeId::ROOT, "d", d),
+        set(f, file_meta(8, 1)),
+        link(d, "f", f),
+        write(f, 0, 0, 0, 8),
+    ];
+    bench.feed(&[maker.batch(&ops, &[b"original".to_vec()])]);
+    let steps: Vec<Vec<Op>> = vec![
+        vec![write(f, 0, 0, 0, 8), set(f, file_meta(8, 5))],
+        vec![link(d, "g", f), unlink(d, "f")],
+        vec![set(f, file_meta(0, 7)), set(d, dir_meta(8))],
+        vec![unlink(d, "g")],
+        vec![unlink(NodeId::ROOT, "d")],
+    ];
+    for (i, ops) in steps.iter().enumerate() {
+        // The directory, and then the file in it, replaced by a link to the outside.
+        let tree = bench.tree();
+        std::fs::rename(tree.join("d"), tree.join("was d")).unwrap();
+        if i % 2 == 0 {
+            std::os::unix::fs::symlink(outside.path(), tree.join("d")).unwrap();
+        } else {
+            std::fs::create_dir(tree.join("d")).unwrap();
+            for n in ["f", "g"] {
+                std::os::unix::fs::symlink(outside.path().join("f"), tree.join("d").join(n))
+                    .unwrap();
+            }
+        }
+        // A fresh process has no handle from before.
+        bench.mirror = Mirror::open(bench.dir.path()).unwrap();
+        bench.feed(&[maker.batch(ops, &[b"modified".to_vec()][..usize::from(i == 0)])]);
+        bench.mirror.reconcile(&bench.catalog, bench.shown).unwrap();
+        assert_eq!(tree_on_disk(outside.path()), before, "step {i}");
+    }
+    assert!(tree_on_disk(&bench.tree()).is_empty());
+}
+
+#[test]
+fn paths_far_beyond_path_max_and_holes_work() {
+    let mut maker = Maker::new();
+    let mut bench = Bench::new();
+    let (mut ops, mut dirs) = (vec![], vec![NodeId::ROOT]);
+    for i in 0..40 {
+        let d = maker.node();
+        ops.extend([
+            set(d, dir_meta(i)),
+            link(dirs[i as usize], "d".repeat(250), d),
+        ]);
+        dirs.push(d);
+    }
+    let f = maker.node();
+    ops.extend([
+        set(f, file_meta(1 << 30, 1)),
+        link(dirs[40], "deep", f),
+        write(f, 1 << 29, 0, 0, 4096),
+    ]);
+    bench.feed(&[maker.batch(&ops, &[vec![1; 4096]])]);
+    // The upper half moves into a new directory at the top; then a write at the bottom.
+    let top = maker.node();
+    let ops = [
+        set(top, dir_meta(1)),
+        link(NodeId::ROOT, "top", top),
+        link(top, "x", dirs[20]),
+        unlink(dirs[19], "d".repeat(250)),
+        write(f, 0, 0, 0, 1),
+        Op::Hole {
+            node: f,
+            offset: 1 << 29,
+            len: 4096,
+        },
+    ];
+    bench.mirror = Mirror::open(bench.dir.path()).unwrap();
+    bench.feed(&[maker.batch(&ops, &[vec![7]])]);
+    let mut at = Dir::open(&bench.tree()).unwrap();
+    for n in ["top".into(), "x".into()]
+        .into_iter()
+        .chain((0..20).map(|_| "d".repeat(250)))
+    {
+        at = at.open_dir(&name(n)).unwrap();
+    }
+    let stat = at.stat(&name("deep")).unwrap();
+    assert_eq!(stat.size, 1 << 30);
+    assert!(stat.blocks <= 16, "holes are holes: {} blocks", stat.blocks);
+    let file = at
+        .open_file(&name("deep"), farwrite_fs::OpenMode::Read)
+        .unwrap();
+    let mut first = [0; 2];
+    file.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [7, 0]);
+    assert_eq!(bench.mirror.stats().reconciles, 0);
+    bench.mirror.reconcile(&bench.catalog, bench.shown).unwrap();
+    assert_eq!(bench.mirror.stats().repaired, 0);
+    let kinds: BTreeSet<_> = at.list().unwrap().into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, BTreeSet::from([Some(Kind::File)]));
+}
