@@ -5,5 +5,16 @@
 //! link, length or name from a record never reaches outside the source's own directory.
 
 pub mod catalog;
+pub mod history;
 pub mod mirror;
+pub mod restore;
 pub mod segment;
+pub mod source_vault;
+pub mod vault;
+pub mod verify;
+
+pub use history::History;
+pub use restore::{Restore, RestoreError, RestoreStats};
+pub use source_vault::{Closed, Event, Events, Options, SourceVault};
+pub use vault::{SourceInfo, SourceStatus, Vault, VaultError, VaultInfo};
+pub use verify::{Finding, VerifyReport, verify_source};

@@ -241,6 +241,15 @@ impl Catalog {
         tx.commit().map_err(fail)
     }
 
+    /// As [`Catalog::set_marks`], and on the disk when it returns.
+    pub fn set_marks_durably(&mut self, marks: &[(Mark, u64)]) -> Result<(), CatalogError> {
+        let level = |conn: &Connection, l| conn.pragma_update(None, "synchronous", l);
+        level(&self.conn, "FULL").map_err(|e| self.fail(e))?;
+        let done = self.set_marks(marks);
+        level(&self.conn, "NORMAL").map_err(|e| self.fail(e))?;
+        done
+    }
+
     /// Marks the catalog as properly closed.
     pub fn close(mut self) -> Result<(), CatalogError> {
         self.set_marks(&[(Mark::Open, 0)])

@@ -2,5 +2,7 @@
 
 mod catalog;
 mod common;
+mod frozen;
 mod mirror;
 mod segment_log;
+mod source;

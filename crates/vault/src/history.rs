@@ -1,0 +1,226 @@
+//! Answers every question about a source's history, beside the process that writes it. It must never change
+//! anything, never hand out a byte that does not match its checksum, and never answer more than the limits say.
+
+mod compare;
+mod versions;
+
+use crate::catalog::{self, BATCH_COLUMNS, NodeRow, View, batch_row};
+use crate::segment::SegmentFiles;
+use crate::vault::VaultError;
+use farwrite_core::history::{BlockBytes, Entry, Moment, Request, Response};
+use farwrite_core::{BatchSeq, BytePath, Kind, Name, NodeId, limits};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A file with at most this many extents has them in its entry.
+const ENTRY_EXTENTS: usize = 16;
+/// Bytes of attributes after which a page is closed.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// A source's history, open for reading. Works while another process writes; needs no lock.
+pub struct History {
+    dir: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// The catalog and its inode: a damaged one is replaced by another file.
+    open: Option<(Connection, u64)>,
+    files: SegmentFiles,
+}
+
+type Result<T = Response> = rusqlite::Result<T>;
+
+impl History {
+    /// Of the source in `source_dir`, which may have no catalog yet.
+    pub fn open(source_dir: &Path) -> std::result::Result<Self, VaultError> {
+        std::fs::metadata(source_dir).map_err(|e| VaultError::io("open", source_dir, e))?;
+        Ok(History {
+            dir: source_dir.to_owned(),
+            inner: Mutex::new(Inner {
+                open: None,
+                files: SegmentFiles::new(&source_dir.join("log")),
+            }),
+        })
+    }
+
+    /// The answer; what cannot be answered is [`Response::Error`].
+    pub fn answer(&self, request: &Request) -> Response {
+        let mut inner = self.inner.lock();
+        let done = inner
+            .connect(&self.dir.join("catalog.db"))
+            .and_then(|()| inner.answer(request));
+        done.unwrap_or_else(|e| {
+            inner.open = None;
+            Response::Error(format!("catalog: {e}"))
+        })
+    }
+}
+
+impl Inner {
+    fn connect(&mut self, path: &Path) -> Result<()> {
+        let inode = std::fs::metadata(path).map_or(0, |m| m.ino());
+        if self.open.as_ref().is_none_or(|(_, i)| *i != inode) {
+            self.open = None;
+            if inode != 0 {
+                self.open = Some((catalog::open_reader(path)?, inode));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, request: &Request) -> Result {
+        let Some((conn, _)) = &self.open else {
+            return Ok(match request {
+                Request::Moments => Response::Moments(None),
+                Request::Resolve(_) => Response::Moment(None),
+                _ => Response::Error("there is no backup yet".into()),
+            });
+        };
+        // One snapshot for the whole answer.
+        let tx = conn.unchecked_transaction()?;
+        let applied = catalog::newest_batch(&tx)?.map_or(BatchSeq(0), |r| r.commit.seq);
+        let view = |at: BatchSeq| View::new(&tx, at, applied);
+        Ok(match request {
+            Request::Moments => Response::Moments(moments(&tx)?),
+            Request::Resolve(time) => Response::Moment(
+                tx.prepare_cached(&format!(
+                    "SELECT {BATCH_COLUMNS} FROM batches WHERE (sec, nsec) <= (?1, ?2) ORDER BY seq DESC LIMIT 1"
+                ))?
+                .query_row((time.sec, time.nsec), batch_row)
+                .optional()?
+                .map(|r| moment(&r)),
+            ),
+            Request::Stat { path, at } => Response::Stat(stat(view(*at), path)?),
+            Request::List {
+                dir,
+                at,
+                after,
+                limit,
+            } => list(view(*at), *dir, after.as_ref(), *limit as usize)?,
+            Request::Extents { node, at, from } => {
+                let max = limits::HISTORY_EXTENTS;
+                let mut extents = view(*at).extents(*node, *from, max + 1)?;
+                let more = extents.len() > max;
+                extents.truncate(max);
+                Response::Extents { extents, more }
+            }
+            Request::Blocks(ids) => Response::Blocks(blocks(view(applied), &mut self.files, ids)?),
+            Request::Versions { path, limit } => {
+                let limit = (*limit as usize).min(limits::HISTORY_PAGE);
+                Response::Versions(versions::versions(&tx, path, limit)?)
+            }
+            Request::Diff { path, from, to } => compare::diff(view(*from), view(*to), path)?,
+        })
+    }
+}
+
+fn moment(row: &catalog::BatchRow) -> Moment {
+    Moment {
+        seq: row.commit.seq,
+        time: row.commit.time,
+        clean: row.commit.clean,
+    }
+}
+
+fn moments(conn: &Connection) -> Result<Option<(Moment, Moment)>> {
+    let first = conn
+        .query_row(
+            &format!("SELECT {BATCH_COLUMNS} FROM batches ORDER BY seq LIMIT 1"),
+            [],
+            batch_row,
+        )
+        .optional()?;
+    let last = catalog::newest_batch(conn)?;
+    Ok(first.zip(last).map(|(a, b)| (moment(&a), moment(&b))))
+}
+
+/// The node at a path; `None` if nothing is there.
+fn resolve(view: View<'_>, path: &BytePath) -> Result<Option<NodeId>> {
+    let mut node = NodeId::ROOT;
+    for name in path.names() {
+        match view.lookup(node, &name)? {
+            Some(n) => node = n,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(node))
+}
+
+fn stat(view: View<'_>, path: &BytePath) -> Result<Option<Entry>> {
+    let Some(node) = resolve(view, path)? else {
+        return Ok(None);
+    };
+    view.node(node)?
+        .map(|row| entry(view, path.file_name(), node, row))
+        .transpose()
+}
+
+fn entry(view: View<'_>, name: Option<Name>, node: NodeId, row: NodeRow) -> Result<Entry> {
+    let extents = if row.meta.kind == Kind::File {
+        let list = view.extents(node, 0, ENTRY_EXTENTS + 1)?;
+        Some(list).filter(|l| l.len() <= ENTRY_EXTENTS)
+    } else {
+        None
+    };
+    let links = if node == NodeId::ROOT {
+        1
+    } else {
+        view.links(node)?
+    };
+    Ok(Entry {
+        name,
+        node,
+        meta: row.meta,
+        links,
+        changed: row.changed,
+        extents,
+    })
+}
+
+fn list(view: View<'_>, dir: NodeId, after: Option<&Name>, limit: usize) -> Result {
+    let limit = limit.clamp(1, limits::HISTORY_PAGE);
+    let mut names = view.list(dir, after, limit + 1)?;
+    let mut more = names.len() > limit;
+    names.truncate(limit);
+    let (mut entries, mut bytes) = (Vec::with_capacity(names.len()), 0);
+    for (name, node) in names {
+        if bytes > PAGE_BYTES {
+            more = true;
+            break;
+        }
+        if let Some(row) = view.node(node)? {
+            bytes += row.meta.target.len();
+            let xattrs = row.meta.xattrs.iter();
+            bytes += xattrs.map(|x| x.name.len() + x.value.len()).sum::<usize>();
+            entries.push(entry(view, Some(name), node, row)?);
+        }
+    }
+    Ok(Response::List { entries, more })
+}
+
+fn blocks(view: View<'_>, files: &mut SegmentFiles, ids: &[u64]) -> Result<Vec<BlockBytes>> {
+    let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
+    for &block in ids {
+        let record = match view.block(block)? {
+            None => Err(format!("there is no block {block}")),
+            Some((place, _)) => files.read_block(place).map_err(|e| e.to_string()),
+        };
+        let size = record
+            .as_ref()
+            .map_or(64, |r| r.header.total_bytes() as usize);
+        if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
+            break;
+        }
+        bytes += size;
+        let record = record.map(|r| {
+            let mut whole = Vec::with_capacity(size);
+            r.write_to(&mut whole);
+            serde_bytes::ByteBuf::from(whole)
+        });
+        out.push(BlockBytes { block, record });
+    }
+    Ok(out)
+}

@@ -1,0 +1,319 @@
+//! Brings back what a history holds, from nothing but its answers, so that it works the same over a network. It must
+//! never overwrite without being told, never leave a half-written file under its name, and never follow a link
+//! in the place it restores to.
+
+mod fetch;
+mod file;
+
+use farwrite_core::history::{Entry, Request, Response};
+use farwrite_core::{BatchSeq, BytePath, Kind, Meta, Name, NodeId, limits};
+use farwrite_fs::{Dir, Skipped};
+use fetch::Fetch;
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
+/// Asks the history; an error ends the restore.
+pub type Ask<'a> =
+    &'a dyn Fn(Request) -> Result<Response, Box<dyn std::error::Error + Send + Sync>>;
+
+/// What to restore, and where.
+pub struct Restore<'a> {
+    /// The history.
+    pub ask: Ask<'a>,
+    /// Absolute paths at the source; each becomes `to_dir/<its last name>`, and `/` the content of `to_dir`.
+    pub paths: Vec<BytePath>,
+    /// The moment.
+    pub at: BatchSeq,
+    /// Where to; made if it does not exist.
+    pub to_dir: PathBuf,
+    /// Replace what is there. Directories are merged; what is only there stays.
+    pub overwrite: bool,
+    /// Count, but write nothing.
+    pub dry_run: bool,
+    /// Called after every entry.
+    pub progress: Option<&'a dyn Fn(&RestoreStats)>,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestoreStats {
+    /// Names of files of all kinds but directories.
+    pub files: u64,
+    /// Directories.
+    pub dirs: u64,
+    /// Bytes of content, holes not counted (in a dry run: sizes of files).
+    pub bytes: u64,
+    /// What could not be restored, by its path at the source, and why.
+    pub failed: Vec<(BytePath, String)>,
+    /// Attributes that this process or filesystem cannot set.
+    pub skipped_attributes: Skipped,
+}
+
+/// Why a restore did not begin, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Nothing was at the path at that moment.
+    #[error("{path}: nothing was there at batch {at}")]
+    Nothing {
+        /// At the source.
+        path: BytePath,
+        /// The moment.
+        at: BatchSeq,
+    },
+    /// The place is taken.
+    #[error("{0} exists already (overwriting was not asked for)")]
+    Exists(PathBuf),
+    /// Two paths would become one.
+    #[error("two of the paths would both become {0}")]
+    Twice(PathBuf),
+    /// The question could not be asked or answered.
+    #[error("history: {0}")]
+    Ask(Box<dyn std::error::Error + Send + Sync>),
+    /// The answer was to another question, or out of bounds.
+    #[error("history: the answer makes no sense: {0}")]
+    Answer(String),
+    /// The place to restore to.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A directory on the way: where it is below `to_dir`, and what it is.
+struct DirTask {
+    way: Vec<Name>,
+    source: BytePath,
+    node: NodeId,
+    meta: Option<Meta>,
+}
+
+/// A restore under way.
+struct Run<'a> {
+    plan: &'a Restore<'a>,
+    fetch: Fetch<'a>,
+    to: Option<Dir>,
+    stats: RestoreStats,
+    /// First restored name of a node with several.
+    linked: HashMap<NodeId, (Vec<Name>, Name)>,
+    /// Directories made, parents first.
+    made: Vec<(Vec<Name>, BytePath, Meta)>,
+}
+
+/// What happened to one entry.
+enum Done {
+    Made(Skipped, u64),
+    Failed(String),
+}
+
+impl Restore<'_> {
+    /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
+    pub fn run(&self) -> Result<RestoreStats, RestoreError> {
+        let mut run = Run {
+            plan: self,
+            fetch: Fetch::new(self.ask),
+            to: None,
+            stats: RestoreStats::default(),
+            linked: HashMap::new(),
+            made: Vec::new(),
+        };
+        let (entries, roots) = run.look_up()?;
+        run.check_free(&entries, &roots)?;
+        if !self.dry_run {
+            std::fs::create_dir_all(&self.to_dir).map_err(|e| self.fail("make", e))?;
+            run.to = Some(Dir::open(&self.to_dir).map_err(|e| self.fail("open", e))?);
+        }
+        let mut todo = roots;
+        for (source, entry) in entries {
+            run.entry(&[], source, entry, &mut todo)?;
+        }
+        while let Some(task) = todo.pop() {
+            run.directory(task, &mut todo)?;
+        }
+        run.finish_dirs();
+        Ok(run.stats)
+    }
+
+    fn fail(&self, what: &'static str, source: io::Error) -> RestoreError {
+        RestoreError::Io {
+            what,
+            path: self.to_dir.clone(),
+            source,
+        }
+    }
+}
+
+impl Run<'_> {
+    /// All paths, before anything is written.
+    #[expect(clippy::type_complexity, reason = "two lists, used once")]
+    fn look_up(&mut self) -> Result<(Vec<(BytePath, Entry)>, Vec<DirTask>), RestoreError> {
+        let (mut entries, mut roots) = (Vec::new(), Vec::new());
+        for path in &self.plan.paths {
+            let at = self.plan.at;
+            let path = path.clone();
+            let entry = self.fetch.stat(&path, at)?;
+            match entry.ok_or(RestoreError::Nothing {
+                path: path.clone(),
+                at,
+            })? {
+                e if e.name.is_none() => roots.push(DirTask {
+                    way: Vec::new(),
+                    source: path,
+                    node: e.node,
+                    meta: None,
+                }),
+                e => entries.push((path, e)),
+            }
+        }
+        Ok((entries, roots))
+    }
+
+    fn check_free(
+        &mut self,
+        entries: &[(BytePath, Entry)],
+        roots: &[DirTask],
+    ) -> Result<(), RestoreError> {
+        let mut names: Vec<Name> = entries.iter().filter_map(|e| e.1.name.clone()).collect();
+        for root in roots {
+            let mut after = None;
+            loop {
+                let (page, more) = self.fetch.list(root.node, self.plan.at, after)?;
+                names.extend(page.iter().filter_map(|e| e.name.clone()));
+                after = page.last().and_then(|e| e.name.clone());
+                if !more || after.is_none() {
+                    break;
+                }
+            }
+        }
+        names.sort();
+        let place = |n: &Name| self.plan.to_dir.join(n);
+        if let Some(w) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(RestoreError::Twice(place(&w[0])));
+        }
+        let exists = |n: &&Name| std::fs::symlink_metadata(place(n)).is_ok();
+        match names.iter().find(exists) {
+            Some(n) if !self.plan.overwrite => Err(RestoreError::Exists(place(n))),
+            _ => Ok(()),
+        }
+    }
+
+    fn directory(&mut self, task: DirTask, todo: &mut Vec<DirTask>) -> Result<(), RestoreError> {
+        if task.way.len() > limits::TREE_DEPTH {
+            let why = "directories nested too deep".to_string();
+            self.stats.failed.push((task.source, why));
+            return Ok(());
+        }
+        if let Some(meta) = task.meta {
+            self.made
+                .push((task.way.clone(), task.source.clone(), meta));
+        }
+        let mut after = None;
+        loop {
+            let (page, more) = self.fetch.list(task.node, self.plan.at, after)?;
+            if !self.plan.dry_run {
+                self.fetch.announce(&page);
+            }
+            after = page.last().and_then(|e| e.name.clone());
+            for entry in page {
+                let Some(name) = &entry.name else { continue };
+                let source = task.source.join(name);
+                self.entry(&task.way, source, entry, todo)?;
+            }
+            if !more || after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn entry(
+        &mut self,
+        way: &[Name],
+        source: BytePath,
+        entry: Entry,
+        todo: &mut Vec<DirTask>,
+    ) -> Result<(), RestoreError> {
+        let name = entry.name.clone().expect("only the root has none");
+        if let Err(e) = entry.meta.check() {
+            self.stats.failed.push((source, e.to_string()));
+            return Ok(());
+        }
+        let is_dir = entry.meta.kind == Kind::Dir;
+        let done = match is_dir {
+            true => self.make_dir(way, &name)?,
+            false => self.make_other(way, &name, &entry)?,
+        };
+        match done {
+            Done::Failed(why) => self.stats.failed.push((source, why)),
+            Done::Made(skipped, bytes) => {
+                self.stats.skipped_attributes.add(skipped);
+                self.stats.bytes += bytes;
+                if is_dir {
+                    self.stats.dirs += 1;
+                    let way = way.iter().cloned().chain([name]).collect();
+                    todo.push(DirTask {
+                        way,
+                        source,
+                        node: entry.node,
+                        meta: Some(entry.meta),
+                    });
+                } else {
+                    self.stats.files += 1;
+                }
+            }
+        }
+        if let Some(progress) = self.plan.progress {
+            progress(&self.stats);
+        }
+        Ok(())
+    }
+
+    fn make_dir(&mut self, way: &[Name], name: &Name) -> Result<Done, RestoreError> {
+        let Some(to) = &self.to else {
+            return Ok(Done::Made(Skipped::default(), 0));
+        };
+        let made = to.open_beneath(way).and_then(|dir| {
+            match dir.stat_if_exists(name)? {
+                Some(s) if s.kind == Kind::Dir && self.plan.overwrite => return Ok(()),
+                Some(_) if self.plan.overwrite => drop(dir.remove_tree(name)?),
+                _ => {}
+            }
+            dir.mkdir(name, 0o700)
+        });
+        self.outcome(made.map(|()| (Skipped::default(), 0)))
+    }
+
+    /// A full disk ends the restore; any other refusal fails the one entry.
+    fn outcome(&self, done: io::Result<(Skipped, u64)>) -> Result<Done, RestoreError> {
+        match done {
+            Ok((skipped, bytes)) => Ok(Done::Made(skipped, bytes)),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                Err(self.plan.fail("write to", e))
+            }
+            Err(e) => Ok(Done::Failed(e.to_string())),
+        }
+    }
+
+    /// Attributes of directories, deepest first, when nothing changes in them any more.
+    fn finish_dirs(&mut self) {
+        let Some(to) = &self.to else { return };
+        for (way, source, meta) in std::mem::take(&mut self.made).into_iter().rev() {
+            let done = to
+                .open_beneath(&way)
+                .and_then(|dir| farwrite_fs::apply_meta(&dir, None, &meta));
+            match done {
+                Ok(skipped) => self.stats.skipped_attributes.add(skipped),
+                Err(e) => self.stats.failed.push((source, e.to_string())),
+            }
+        }
+    }
+}

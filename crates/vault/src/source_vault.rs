@@ -1,0 +1,541 @@
+//! One source being written to: the append thread makes batches durable, the apply thread follows the log with catalog
+//! and mirror. It must never say that a batch is durable before its commit is on the disk; what the apply thread
+//! does is of no account for that.
+
+use crate::catalog::{Catalog, CatalogError, Delta, Mark};
+use crate::mirror::{Mirror, MirrorError, MirrorStats};
+use crate::segment::{BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered};
+use crate::vault::{Vault, VaultError};
+use crossbeam_channel::{Receiver, Sender};
+use farwrite_core::{BatchSeq, Commit, Record, SourceName};
+use parking_lot::{Condvar, Mutex};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Bytes of records that wait for the append thread; beyond that [`SourceVault::submit`] waits.
+pub const SUBMIT_BYTES: usize = 32 << 20;
+/// Bytes appended before a durable commit is reported even if more records wait.
+const SYNC_BYTES: u64 = 32 << 20;
+/// Batches are refused if less than this is free, or less than 1 % of the disk if that is smaller.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// Bytes written between two looks at the free space.
+const LOOK_BYTES: u64 = 8 << 20;
+/// Most batches, and most operations, in one step of catalog and mirror.
+const STEP_BATCHES: usize = 32;
+const STEP_OPS: usize = 100_000;
+/// The mirror is put on the disk this often.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// What happens to batches, in order for each kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All batches up to this one are on the disk: they may be acked.
+    Durable(BatchSeq),
+    /// Catalog and (if the vault keeps one) mirror show this batch.
+    Mirrored(BatchSeq),
+    /// Nothing more is accepted; the session is to be dropped and the source opened anew later.
+    Failed {
+        /// Why.
+        what: String,
+        /// Opening anew may help (disk full, I/O error); else the source broke the protocol.
+        retry: bool,
+    },
+}
+
+/// Who hears of events. Called from the vault's threads: must not block for long.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// How a source is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Keep a mirror.
+    pub mirror: bool,
+    /// Who hears of events.
+    pub events: Events,
+}
+
+/// A source, open for writing. Only one process can have it open.
+pub struct SourceVault {
+    shared: Arc<Shared>,
+    queue: Option<Sender<Item>>,
+    threads: Vec<JoinHandle<()>>,
+    recovered: Recovered,
+    _lock: File,
+}
+
+enum Item {
+    Record(Record),
+    Abort,
+}
+
+struct Shared {
+    events: Events,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting_bytes: usize,
+    last: Option<Commit>,
+    /// Behind the last durable batch: how far the apply thread may read.
+    durable_end: Option<Place>,
+    failed: Option<String>,
+    /// No more will become durable.
+    appended: bool,
+    mirror: MirrorStats,
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the source's vault is closed: {0}")]
+pub struct Closed(pub String);
+
+impl SourceVault {
+    /// Takes the source's lock (an error if another process has it), recovers the log, and starts both threads.
+    pub fn open(vault: &Vault, name: &SourceName, options: Options) -> Result<Self, VaultError> {
+        let dir = vault.source_dir(name);
+        let log_dir = dir.join("log");
+        crate::mirror::make_private_dir(&log_dir)
+            .map_err(|e| VaultError::io("make", &log_dir, e))?;
+        let lock = take_lock(&dir.join("lock"))?;
+        let db = dir.join("catalog.db");
+        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
+        let catalog = Catalog::open(&db, log.last_commit())?;
+        let shared = Arc::new(Shared {
+            events: options.events,
+            state: Mutex::new(State {
+                last: log.last_commit().cloned(),
+                durable_end: recovered.end,
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+        });
+        let (queue, records) = crossbeam_channel::unbounded();
+        let append = Append {
+            shared: shared.clone(),
+            records,
+            log,
+            log_dir: log_dir.clone(),
+            unlooked: u64::MAX,
+            unsynced: 0,
+        };
+        let apply = Apply {
+            shared: shared.clone(),
+            catalog,
+            dir,
+            log_dir,
+            mirror: None,
+            wants_mirror: options.mirror,
+            checkpointed: Instant::now(),
+        };
+        let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(f)
+                .map_err(|e| VaultError::io("start a thread for", vault.dir(), e))
+        };
+        let first = spawn("vault-append", Box::new(|| append.run()))?;
+        let second = spawn("vault-apply", Box::new(|| apply.run()));
+        let mut this = SourceVault {
+            shared,
+            queue: Some(queue),
+            threads: vec![first],
+            recovered,
+            _lock: lock,
+        };
+        this.threads.push(second?);
+        Ok(this)
+    }
+
+    /// What recovery found when the log was opened.
+    pub fn recovered(&self) -> &Recovered {
+        &self.recovered
+    }
+
+    /// The last durable batch: what comes next is the one after it, linked to its chain. Batches up to it that come
+    /// again are to be skipped by the caller.
+    pub fn last_commit(&self) -> Option<Commit> {
+        self.shared.state.lock().last.clone()
+    }
+
+    /// What the mirror has done since it was opened.
+    pub fn mirror_stats(&self) -> MirrorStats {
+        self.shared.state.lock().mirror
+    }
+
+    /// Hands over the next record; waits while more than [`SUBMIT_BYTES`] are under way.
+    pub fn submit(&self, record: Record) -> Result<(), Closed> {
+        let bytes = record.header.total_bytes() as usize;
+        let mut state = self.shared.state.lock();
+        while state.failed.is_none()
+            && state.waiting_bytes > 0
+            && state.waiting_bytes + bytes > SUBMIT_BYTES
+        {
+            self.shared.changed.wait(&mut state);
+        }
+        if let Some(why) = &state.failed {
+            return Err(Closed(why.clone()));
+        }
+        state.waiting_bytes += bytes;
+        drop(state);
+        self.send(Item::Record(record))
+    }
+
+    /// Drops the batch that is not committed yet, if any: the next record may begin it again.
+    pub fn abort_batch(&self) -> Result<(), Closed> {
+        if let Some(why) = &self.shared.state.lock().failed {
+            return Err(Closed(why.clone()));
+        }
+        self.send(Item::Abort)
+    }
+
+    fn send(&self, item: Item) -> Result<(), Closed> {
+        let queue = self.queue.as_ref().expect("open until it is closed");
+        queue
+            .send(item)
+            .map_err(|_| Closed("its append thread has ended".into()))
+    }
+
+    /// Makes durable what was handed over, applies it, and ends both threads.
+    pub fn close(mut self) -> Result<(), Closed> {
+        self.shut_down();
+        match &self.shared.state.lock().failed {
+            Some(why) => Err(Closed(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                self.shared
+                    .fail("a thread of the vault panicked".into(), true);
+            }
+        }
+    }
+}
+
+impl Drop for SourceVault {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Shared {
+    fn emit(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    fn fail(&self, what: String, retry: bool) {
+        let mut state = self.state.lock();
+        if state.failed.is_some() {
+            return;
+        }
+        state.failed = Some(what.clone());
+        drop(state);
+        self.changed.notify_all();
+        self.emit(Event::Failed { what, retry });
+    }
+}
+
+fn take_lock(path: &Path) -> Result<File, VaultError> {
+    let fail = |e| VaultError::io("lock", path, e);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(fail)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| fail(e.into()))?;
+    Ok(file)
+}
+
+/// The last batch that the catalog claims to have seen, if it can be read at all: such a batch was durable.
+fn applied_before(db: &Path) -> BatchSeq {
+    if !db.exists() {
+        return BatchSeq(0);
+    }
+    let newest = crate::catalog::open_reader(db).and_then(|c| crate::catalog::newest_batch(&c));
+    newest
+        .ok()
+        .flatten()
+        .map_or(BatchSeq(0), |row| row.commit.seq)
+}
+
+/// The append thread.
+struct Append {
+    shared: Arc<Shared>,
+    records: Receiver<Item>,
+    log: LogWriter,
+    log_dir: PathBuf,
+    unlooked: u64,
+    unsynced: u64,
+}
+
+impl Append {
+    fn run(mut self) {
+        if let Err((what, retry)) = self.serve() {
+            self.shared.fail(what, retry);
+        }
+        self.shared.state.lock().appended = true;
+        self.shared.changed.notify_all();
+    }
+
+    fn serve(&mut self) -> Result<(), (String, bool)> {
+        while let Ok(item) = self.records.recv() {
+            let mut next = Some(item);
+            while let Some(item) = next {
+                self.take(item)?;
+                if self.unsynced >= SYNC_BYTES {
+                    break;
+                }
+                next = self.records.try_recv().ok();
+            }
+            self.sync()?;
+        }
+        self.log.abort_batch().map_err(refusal)?;
+        self.sync()
+    }
+
+    fn take(&mut self, item: Item) -> Result<(), (String, bool)> {
+        let record = match item {
+            Item::Abort => return self.log.abort_batch().map_err(refusal),
+            Item::Record(r) => r,
+        };
+        let bytes = record.header.total_bytes();
+        if self.log.open_batch().is_none() {
+            self.check_space(bytes)?;
+        }
+        self.unlooked = self.unlooked.saturating_add(bytes);
+        self.unsynced += bytes;
+        let done = self.log.append(&record);
+        self.shared.state.lock().waiting_bytes -= bytes as usize;
+        self.shared.changed.notify_all();
+        done.map(drop).map_err(refusal)
+    }
+
+    /// Refuses a new batch while the disk is nearly full, before it is so full that nothing can be repaired.
+    fn check_space(&mut self, bytes: u64) -> Result<(), (String, bool)> {
+        if self.unlooked < LOOK_BYTES {
+            return Ok(());
+        }
+        let stat = rustix::fs::statvfs(&self.log_dir)
+            .map_err(|e| (format!("cannot ask for free space: {e}"), true))?;
+        let (free, all) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);
+        if free < RESERVE_BYTES.min(all / 100) + bytes {
+            let what = format!(
+                "disk full: {} MiB free at {}",
+                free >> 20,
+                self.log_dir.display()
+            );
+            return Err((what, true));
+        }
+        self.unlooked = 0;
+        Ok(())
+    }
+
+    /// One fsync for all commits that are in; only then are they reported.
+    fn sync(&mut self) -> Result<(), (String, bool)> {
+        self.unsynced = 0;
+        let before = self.shared.state.lock().last.as_ref().map(|c| c.seq);
+        if self.log.last_commit().map(|c| c.seq) == before {
+            return Ok(());
+        }
+        let seq = self.log.sync().map_err(refusal)?;
+        let mut state = self.shared.state.lock();
+        state.last = self.log.last_commit().cloned();
+        state.durable_end = Some(self.log.committed_end());
+        drop(state);
+        self.shared.changed.notify_all();
+        self.shared.emit(Event::Durable(seq));
+        Ok(())
+    }
+}
+
+fn refusal(e: LogError) -> (String, bool) {
+    (e.to_string(), e.is_io())
+}
+
+/// The apply thread.
+struct Apply {
+    shared: Arc<Shared>,
+    catalog: Catalog,
+    dir: PathBuf,
+    log_dir: PathBuf,
+    mirror: Option<Mirror>,
+    wants_mirror: bool,
+    checkpointed: Instant,
+}
+
+/// What ends the apply thread early.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+}
+
+impl Apply {
+    fn run(mut self) {
+        let done = self.serve().and_then(|()| self.finish());
+        if let Err(e) = done {
+            let hostile = matches!(e, ApplyError::Catalog(CatalogError::Violation(_)));
+            self.shared.fail(e.to_string(), !hostile);
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), ApplyError> {
+        self.open_mirror()?;
+        let mut reader = self.catalog.log_reader(&self.log_dir)?;
+        loop {
+            let (end, last) = {
+                let mut state = self.shared.state.lock();
+                loop {
+                    let seq = state.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+                    if let Some(end) = state.durable_end
+                        && seq > self.catalog.applied()
+                    {
+                        break (end, false);
+                    }
+                    if state.appended {
+                        break (end_or_start(state.durable_end), true);
+                    }
+                    let late = self
+                        .shared
+                        .changed
+                        .wait_for(&mut state, CHECKPOINT_EVERY)
+                        .timed_out();
+                    if late && state.failed.is_none() {
+                        drop(state);
+                        self.checkpoint(false)?;
+                        state = self.shared.state.lock();
+                    }
+                }
+            };
+            let batches = read_step(&mut reader, end)?;
+            if batches.is_empty() {
+                if last {
+                    return Ok(());
+                }
+                let missing = LogError::Damaged {
+                    segment: end.segment,
+                    offset: end.offset,
+                    seq: None,
+                    what: "the log ends before its last batch".into(),
+                };
+                return Err(CatalogError::from(missing).into());
+            }
+            self.step(&batches)?;
+        }
+    }
+
+    fn step(&mut self, batches: &[LoggedBatch]) -> Result<(), ApplyError> {
+        let shown = self.catalog.applied();
+        let applied = self.catalog.apply(batches)?;
+        if self.catalog.applied() > shown {
+            self.show(shown, &applied.delta)?;
+            self.shared.emit(Event::Mirrored(self.catalog.applied()));
+        }
+        match applied.violation {
+            Some(v) => Err(CatalogError::from(v).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn show(&mut self, shown: BatchSeq, delta: &Delta) -> Result<(), ApplyError> {
+        let Some(mirror) = &mut self.mirror else {
+            return Ok(());
+        };
+        mirror.apply(&self.catalog, shown, delta)?;
+        self.shared.state.lock().mirror = mirror.stats();
+        let seq = self.catalog.applied().0;
+        self.catalog.set_marks(&[(Mark::MirrorSeq, seq)])?;
+        if self.checkpointed.elapsed() >= CHECKPOINT_EVERY {
+            self.checkpoint(false)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the mirror; one that was not left in order is compared with the catalog first.
+    fn open_mirror(&mut self) -> Result<(), ApplyError> {
+        if !self.wants_mirror {
+            self.catalog
+                .set_marks(&[(Mark::MirrorDirty, 1), (Mark::MirrorCheckpoint, 0)])?;
+            return Ok(());
+        }
+        let fresh = !self.dir.join("mirror").exists();
+        let mut mirror = Mirror::open(&self.dir)?;
+        let applied = self.catalog.applied();
+        let shows = self.catalog.mark(Mark::MirrorSeq)?;
+        let trusted = self.catalog.mark(Mark::MirrorCheckpoint)?;
+        let dirty = self.catalog.mark(Mark::MirrorDirty)? != 0 || shows != applied.0;
+        // Nothing applied yet, but a tree is there: the catalog was lost, and with it what the tree is.
+        let unknown = self.catalog.set_aside().is_some() || (applied.0 == 0 && !fresh);
+        self.catalog.set_marks_durably(&[(Mark::MirrorDirty, 1)])?;
+        let end = self.shared.state.lock().durable_end;
+        if unknown && let Some(end) = end {
+            self.catalog.replay(&self.log_dir, end)?;
+        }
+        let applied = self.catalog.applied();
+        if unknown || dirty || fresh && applied.0 > 0 {
+            let trusted = if unknown { 0 } else { trusted };
+            mirror.reconcile(&self.catalog, BatchSeq(trusted))?;
+            self.catalog.set_marks(&[(Mark::MirrorSeq, applied.0)])?;
+            self.shared.state.lock().mirror = mirror.stats();
+        }
+        self.mirror = Some(mirror);
+        if applied.0 > 0 {
+            self.shared.emit(Event::Mirrored(applied));
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, closing: bool) -> Result<(), ApplyError> {
+        self.checkpointed = Instant::now();
+        let seq = self.catalog.applied().0;
+        if let Some(mirror) = &self.mirror
+            && (closing || self.catalog.mark(Mark::MirrorCheckpoint)? != seq)
+        {
+            mirror.sync()?;
+            let mut marks = vec![(Mark::MirrorCheckpoint, seq)];
+            if closing {
+                marks.push((Mark::MirrorDirty, 0));
+            }
+            self.catalog.set_marks(&marks)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), ApplyError> {
+        self.checkpoint(true)?;
+        Ok(self.catalog.set_marks(&[(Mark::Open, 0)])?)
+    }
+}
+
+fn end_or_start(end: Option<Place>) -> Place {
+    end.unwrap_or(Place {
+        segment: 0,
+        offset: 0,
+    })
+}
+
+fn read_step(reader: &mut BatchReader, end: Place) -> Result<Vec<LoggedBatch>, CatalogError> {
+    let (mut batches, mut ops) = (Vec::new(), 0);
+    while batches.len() < STEP_BATCHES && ops < STEP_OPS {
+        match reader.next_batch(end)? {
+            Some(b) => {
+                ops += b.ops.len();
+                batches.push(b);
+            }
+            None => break,
+        }
+    }
+    Ok(batches)
+}

@@ -1,0 +1,433 @@
+//! A source as the daemon sees it: events, reopening, failures; history, restore and verification of what it wrote.
+
+use crate::catalog::first_difference;
+use crate::common::model::{Chaos, Leaf, Tree};
+use crate::common::*;
+use crate::mirror::assert_same;
+use farwrite_core::history::{Request, Response, VersionChange};
+use farwrite_core::{BatchSeq, BytePath, Kind, NodeId, Record, SourceName, Timestamp};
+use farwrite_vault::*;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+/// Collects events and waits for them.
+#[derive(Clone, Default)]
+struct Ear(Arc<(Mutex<Vec<Event>>, Condvar)>);
+
+impl Ear {
+    fn events(&self) -> Events {
+        let this = self.clone();
+        Arc::new(move |e| {
+            this.0.0.lock().unwrap().push(e);
+            this.0.1.notify_all();
+        })
+    }
+
+    fn wait(&self, what: impl Fn(&Event) -> bool) {
+        let heard = self.0.0.lock().unwrap();
+        let (heard, late) = self
+            .0
+            .1
+            .wait_timeout_while(heard, Duration::from_secs(60), |list| {
+                !list.iter().any(&what)
+            })
+            .unwrap();
+        assert!(!late.timed_out(), "never heard; heard {heard:?}");
+    }
+}
+
+struct Site {
+    dir: tempfile::TempDir,
+    vault: Vault,
+    name: SourceName,
+}
+
+impl Site {
+    fn new(mirror: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::init(dir.path(), mirror, Timestamp::from_nanos(5)).unwrap();
+        let name = SourceName::new("web-1").unwrap();
+        let info = SourceInfo {
+            name: name.clone(),
+            fingerprint: "abc".into(),
+            created: Timestamp::from_nanos(7),
+        };
+        vault.save_source(&info).unwrap();
+        assert_eq!(vault.sources().unwrap(), [info]);
+        Site { dir, vault, name }
+    }
+
+    fn open(&self, ear: &Ear) -> SourceVault {
+        let options = Options {
+            mirror: self.vault.info().mirror,
+            events: ear.events(),
+        };
+        SourceVault::open(&self.vault, &self.name, options).unwrap()
+    }
+
+    fn source(&self) -> std::path::PathBuf {
+        self.vault.source_dir(&self.name)
+    }
+
+    fn write(&self, batches: &[Vec<Record>]) {
+        let source = self.open(&Ear::default());
+        batches
+            .iter()
+            .flatten()
+            .for_each(|r| source.submit(r.clone()).unwrap());
+        source.close().unwrap();
+    }
+}
+
+#[test]
+fn batches_become_durable_then_mirrored_and_a_reopened_source_goes_on() {
+    let site = Site::new(true);
+    let mut chaos = Chaos::new(41);
+    for round in 0..4 {
+        let ear = Ear::default();
+        let source = site.open(&ear);
+        assert_eq!(
+            source.last_commit().map_or(BatchSeq(0), |c| c.seq),
+            chaos.maker.seq
+        );
+        for _ in 0..20 {
+            let batch = chaos.batch();
+            // A session that dies in the middle, and another that begins the batch again.
+            if batch.len() > 1 {
+                source.submit(batch[0].clone()).unwrap();
+                source.abort_batch().unwrap();
+            }
+            batch.into_iter().for_each(|r| source.submit(r).unwrap());
+        }
+        let last = chaos.maker.seq;
+        ear.wait(|e| *e == Event::Durable(last));
+        ear.wait(|e| *e == Event::Mirrored(last));
+        let options = Options {
+            mirror: true,
+            events: ear.events(),
+        };
+        assert!(
+            SourceVault::open(&site.vault, &site.name, options).is_err(),
+            "locked"
+        );
+        assert_same(
+            &site.source().join("mirror"),
+            &chaos.model.tree(),
+            &format!("round {round}"),
+        );
+        let status = site.vault.status(&site.name).unwrap();
+        assert_eq!((status.last_seq, status.mirror_seq), (last, last));
+        assert_eq!(
+            (status.batches, status.damaged, status.clean),
+            (last.0, 0, true)
+        );
+        assert!(source.mirror_stats().reconciles == 0);
+        source.close().unwrap();
+        if round == 1 {
+            std::fs::remove_file(site.source().join("catalog.db")).unwrap();
+            std::fs::remove_file(site.source().join("mirror").join("foreign")).unwrap_or(());
+            break;
+        }
+    }
+    // Without its catalog: made anew from the log, and the mirror compared with it.
+    let ear = Ear::default();
+    let source = site.open(&ear);
+    let batch = chaos.batch();
+    batch.into_iter().for_each(|r| source.submit(r).unwrap());
+    ear.wait(|e| *e == Event::Mirrored(chaos.maker.seq));
+    assert_same(
+        &site.source().join("mirror"),
+        &chaos.model.tree(),
+        "without catalog",
+    );
+}
+
+#[test]
+fn a_hostile_source_fails_by_name_and_the_history_stays_readable() {
+    let site = Site::new(true);
+    let mut maker = Maker::new();
+    let f = maker.node();
+    let good = [
+        set(f, file_meta(3, 1)),
+        link(NodeId::ROOT, "f", f),
+        write(f, 0, 0, 0, 3),
+    ];
+    let ear = Ear::default();
+    let source = site.open(&ear);
+    let good = maker.batch(&good, &[b"abc".to_vec()]);
+    let bad = maker.batch(&[link(f, "below a file", f)], &[]);
+    good.into_iter()
+        .chain(bad)
+        .for_each(|r| source.submit(r).unwrap());
+    ear.wait(|e| matches!(e, Event::Failed { what, retry: false } if what.contains("batch 2, operation 0")));
+    assert!(source.submit(maker.batch(&[], &[])[0].clone()).is_err());
+    assert!(source.close().is_err());
+    let history = History::open(&site.source()).unwrap();
+    let path = BytePath::new("/f").unwrap();
+    match history.answer(&Request::Stat {
+        path,
+        at: BatchSeq(1),
+    }) {
+        Response::Stat(Some(e)) => assert_eq!(e.meta.size, 3),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn history_tree(ask: &dyn Fn(Request) -> Response, at: BatchSeq) -> Tree {
+    let mut out = Tree::new();
+    let mut todo = vec![(NodeId::ROOT, Vec::new())];
+    while let Some((dir, path)) = todo.pop() {
+        let mut after = None;
+        loop {
+            let Response::List { entries, more } = ask(Request::List {
+                dir,
+                at,
+                after,
+                limit: 2,
+            }) else {
+                panic!("no list")
+            };
+            after = entries.last().and_then(|e| e.name.clone());
+            for e in entries {
+                let mut path: Vec<u8> = path.clone();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(e.name.unwrap().as_bytes());
+                if e.meta.kind == Kind::Dir {
+                    todo.push((e.node, path.clone()));
+                }
+                out.insert(
+                    path,
+                    Leaf {
+                        node: e.node,
+                        meta: e.meta,
+                        content: vec![],
+                    },
+                );
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+    out
+}
+
+fn restore(history: &History, at: u64, to: &Path) -> RestoreStats {
+    let ask = |r: Request| Ok(history.answer(&r));
+    let restore = Restore {
+        ask: &ask,
+        paths: vec![BytePath::root()],
+        at: BatchSeq(at),
+        to_dir: to.to_owned(),
+        overwrite: false,
+        dry_run: false,
+        progress: None,
+    };
+    restore.run().unwrap()
+}
+
+#[test]
+fn every_moment_is_listed_and_restored_as_it_was() {
+    let site = Site::new(false);
+    let mut chaos = Chaos::new(77);
+    let (mut batches, mut trees) = (vec![], vec![Tree::new()]);
+    for _ in 0..40 {
+        batches.push(chaos.batch());
+        trees.push(chaos.model.tree());
+    }
+    site.write(&batches);
+    let history = History::open(&site.source()).unwrap();
+    for (at, tree) in trees.iter().enumerate() {
+        let listed = history_tree(&|r| history.answer(&r), BatchSeq(at as u64));
+        let mut bare = tree.clone();
+        bare.values_mut().for_each(|l| l.content.clear());
+        assert_eq!(first_difference(&listed, &bare), None, "batch {at}");
+        let to = tempfile::tempdir().unwrap();
+        let stats = restore(&history, at as u64, to.path());
+        assert_eq!(stats.failed, [], "batch {at}");
+        assert_same(to.path(), tree, &format!("restored batch {at}"));
+    }
+    assert!(trees.iter().any(|t| t.len() > 8));
+    let diff = history.answer(&Request::Diff {
+        path: BytePath::root(),
+        from: BatchSeq(20),
+        to: BatchSeq(40),
+    });
+    let Response::Diff {
+        changes,
+        truncated: false,
+    } = diff
+    else {
+        panic!("{diff:?}")
+    };
+    let (a, b) = (&trees[20], &trees[40]);
+    for path in a.keys().chain(b.keys()) {
+        let key = BytePath::new([b"/", &path[..]].concat()).unwrap();
+        let same = a.get(path).map(|l| (&l.meta, &l.content))
+            == b.get(path).map(|l| (&l.meta, &l.content));
+        let listed = changes.iter().any(|c| c.path == key);
+        assert!(same || listed, "{key} differs and is not listed");
+    }
+}
+
+#[test]
+fn rsync_sees_no_difference_between_mirror_and_restore_and_nothing_is_overwritten() {
+    let site = Site::new(true);
+    let mut chaos = Chaos::new(9);
+    site.write(&(0..80).map(|_| chaos.batch()).collect::<Vec<_>>());
+    let history = History::open(&site.source()).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    assert_eq!(restore(&history, 80, to.path()).failed, []);
+    let rsync = std::process::Command::new("rsync")
+        .args([
+            "-aHAXnc",
+            "--delete",
+            "--numeric-ids",
+            "--itemize-changes",
+            "--omit-dir-times",
+        ])
+        .arg(format!("{}/", site.source().join("mirror").display()))
+        .arg(format!("{}/", to.path().display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&rsync.stdout);
+    let said: Vec<&str> = said.lines().filter(|l| !l.contains(" ./")).collect();
+    assert!(rsync.status.success() && said.is_empty(), "{said:?}");
+    let ask = |r: Request| Ok(history.answer(&r));
+    let again = Restore {
+        ask: &ask,
+        paths: vec![BytePath::root()],
+        at: BatchSeq(80),
+        to_dir: to.path().to_owned(),
+        overwrite: false,
+        dry_run: false,
+        progress: None,
+    };
+    assert!(matches!(again.run(), Err(RestoreError::Exists(_))));
+    let over = Restore {
+        overwrite: true,
+        ..again
+    };
+    assert_eq!(over.run().unwrap().failed, []);
+    assert_same(to.path(), &chaos.model.tree(), "overwritten");
+}
+
+#[test]
+fn versions_tell_what_happened_at_a_path() {
+    let site = Site::new(false);
+    let mut m = Maker::new();
+    let (a, b, root) = (m.node(), m.node(), NodeId::ROOT);
+    let text = |s: &str| vec![s.as_bytes().to_vec()];
+    let batches = vec![
+        m.batch(
+            &[
+                set(a, file_meta(3, 1)),
+                link(root, "f", a),
+                write(a, 0, 0, 0, 3),
+            ],
+            &text("one"),
+        ),
+        m.batch(
+            &[set(a, file_meta(3, 2)), write(a, 0, 0, 0, 2)],
+            &text("tw"),
+        ),
+        m.batch(
+            &[set(
+                a,
+                farwrite_core::Meta {
+                    mode: 0o600,
+                    ..file_meta(3, 2)
+                },
+            )],
+            &[],
+        ),
+        m.batch(
+            &[
+                set(b, file_meta(1, 1)),
+                link(root, "tmp", b),
+                write(b, 0, 0, 0, 1),
+            ],
+            &text("x"),
+        ),
+        m.batch(&[link(root, "f", b), unlink(root, "tmp")], &[]),
+        m.batch(&[unlink(root, "f")], &[]),
+    ];
+    site.write(&batches);
+    let history = History::open(&site.source()).unwrap();
+    let versions = |path: &str| {
+        let path = BytePath::new(path).unwrap();
+        match history.answer(&Request::Versions { path, limit: 99 }) {
+            Response::Versions(list) => list
+                .iter()
+                .map(|v| (v.moment.seq.0, v.what, v.bytes_new))
+                .collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    use VersionChange::*;
+    let expected = [
+        (6, Removed, 0),
+        (5, Replaced, 0),
+        (3, Attributes, 0),
+        (2, Content, 2),
+        (1, Created, 3),
+    ];
+    assert_eq!(versions("/f"), expected);
+    assert_eq!(versions("/tmp"), [(5, Removed, 0), (4, Created, 1)]);
+    assert_eq!(versions("/never"), []);
+}
+
+#[test]
+fn damage_is_found_named_and_costs_only_what_it_hit() {
+    let site = Site::new(false);
+    let mut m = Maker::new();
+    let mut rng = Rng(5);
+    let mut batches = vec![];
+    for i in 0..5 {
+        let n = m.node();
+        let ops = [
+            set(n, file_meta(500, 1)),
+            link(NodeId::ROOT, format!("f{i}"), n),
+            write(n, 0, 0, 0, 500),
+        ];
+        batches.push(m.batch(&ops, &[rng.bytes(500)]));
+    }
+    site.write(&batches);
+    assert!(
+        verify_source(&site.source(), &mut |_| ())
+            .unwrap()
+            .is_clean()
+    );
+    let segment = site.source().join("log/00000001.seg");
+    let whole = std::fs::read(&segment).unwrap();
+    for at in (64 + 50..whole.len()).step_by(37) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        std::fs::write(&segment, &bytes).unwrap();
+        let report = verify_source(&site.source(), &mut |_| ()).unwrap();
+        let history = History::open(&site.source()).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        let stats = restore(&history, 5, to.path());
+        assert_eq!(stats.files + stats.failed.len() as u64, 5);
+        assert!(stats.failed.len() <= 1, "{:?}", stats.failed);
+        assert!(stats.failed.is_empty() || !report.is_clean(), "byte {at}");
+        for f in &report.findings {
+            assert!(
+                f.segment == 1 && f.offset as usize <= at + 1500,
+                "{f:?} for byte {at}"
+            );
+        }
+        let left = std::fs::read_dir(to.path()).unwrap().count();
+        assert_eq!(left as u64, stats.files, "no half file under any name");
+    }
+    std::fs::write(&segment, &whole[..whole.len() - 700]).unwrap();
+    assert!(
+        !verify_source(&site.source(), &mut |_| ())
+            .unwrap()
+            .is_clean()
+    );
+    drop(site.dir);
+}
