@@ -1,1 +1,31 @@
-//! placeholder
+//! Sensors: what tells Farwrite that a file has changed.
+//!
+//! Every sensor is a [`ChangeSource`]: it delivers [`farwrite_core::Change`]s, in order, for everything that
+//! happens below the protected directories ([`WatchRoot`]). A change is a hint where to look; the one promise
+//! is that nothing changes without a message naming the directory and the name (or the file's identity), or
+//! a `Subtree` or `Overflow` that covers it. What each operation looks like through each sensor is the table
+//! in `docs/capture.md`, which the conformance suite asserts.
+//!
+//! A sensor never changes a file, never holds an application up, and never reads a file's content. This is the
+//! only crate with `unsafe`, all of it in `sys`.
+
+mod clock;
+mod fanotify;
+mod inotify;
+mod open;
+mod probe;
+mod scan;
+mod source;
+mod sys;
+mod wake;
+
+pub use fanotify::FanotifySource;
+pub use inotify::InotifySource;
+pub use open::open;
+pub use probe::{SensorProbe, probe};
+pub use scan::ScanSource;
+pub use source::{
+    ChangeSource, READ_CHANGES, ReadState, SensorChoice, SensorError, SensorKind, SensorOptions,
+    SensorStats, WatchRoot,
+};
+pub use wake::Waker;

@@ -1,0 +1,79 @@
+//! Chooses and opens a sensor.
+
+use crate::{
+    ChangeSource, FanotifySource, InotifySource, ScanSource, SensorChoice, SensorError,
+    SensorOptions, WatchRoot,
+};
+
+/// Filesystems whose files others change as well: the kernel here has nothing to tell of that (statfs(2)).
+const REMOTE: [(u32, &str); 8] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x0102_1997, "9P"),
+    (0x00c3_6400, "Ceph"),
+    (0x5346_414f, "AFS"),
+    (0x6573_5546, "FUSE"),
+];
+
+/// Opens the sensor that was chosen, or for `Auto` the best that this machine allows, and says why this one.
+///
+/// Once it returns, no change below the roots is missed; the caller scans what was there before.
+pub fn open(
+    choice: SensorChoice,
+    roots: &[WatchRoot],
+    opts: &SensorOptions,
+) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
+    match choice {
+        SensorChoice::Fanotify => Ok((
+            Box::new(FanotifySource::open(roots, opts)?),
+            "chosen by hand".into(),
+        )),
+        SensorChoice::Inotify => Ok((
+            Box::new(InotifySource::open(roots, opts)?),
+            "chosen by hand".into(),
+        )),
+        SensorChoice::Scan => Ok((
+            Box::new(ScanSource::open(roots, opts)?),
+            "chosen by hand".into(),
+        )),
+        SensorChoice::Auto => auto(roots, opts),
+    }
+}
+
+fn auto(
+    roots: &[WatchRoot],
+    opts: &SensorOptions,
+) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
+    if let Some((root, fs)) = roots.iter().find_map(|r| Some((r, remote(r)?))) {
+        let why = format!(
+            "{} is on {fs}, whose changes the kernel does not tell of",
+            root.path
+        );
+        return Ok((Box::new(ScanSource::open(roots, opts)?), why));
+    }
+    let fanotify = match FanotifySource::open(roots, opts) {
+        Ok(s) => {
+            return Ok((
+                Box::new(s),
+                "sees whole filesystems, names and identities".into(),
+            ));
+        }
+        Err(e @ (SensorError::NoRoots | SensorError::Root { .. })) => return Err(e),
+        Err(e) => e,
+    };
+    let inotify = match InotifySource::open(roots, opts) {
+        Ok(s) => return Ok((Box::new(s), fanotify.to_string())),
+        Err(e) => e,
+    };
+    let why = format!("{fanotify}; {inotify}");
+    Ok((Box::new(ScanSource::open(roots, opts)?), why))
+}
+
+/// The name of the network filesystem that the root is on, if it is.
+fn remote(root: &WatchRoot) -> Option<&'static str> {
+    let st = rustix::fs::statfs(root.path.as_path()).ok()?;
+    let magic = st.f_type as u32;
+    REMOTE.iter().find(|(m, _)| *m == magic).map(|(_, n)| *n)
+}
