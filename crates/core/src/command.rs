@@ -45,6 +45,8 @@ pub enum Target {
 pub struct What {
     /// The name came, went, or names something else.
     pub name: bool,
+    /// The name was made: a new file, or one more link to a known one.
+    pub created: bool,
     /// The name went away by a rename: it may be found elsewhere.
     pub moved: bool,
     /// Content.
@@ -62,6 +64,7 @@ impl What {
     pub fn or(self, o: What) -> What {
         What {
             name: self.name | o.name,
+            created: self.created | o.created,
             moved: self.moved | o.moved,
             data: self.data | o.data,
             attr: self.attr | o.attr,

@@ -71,7 +71,12 @@ impl DirtySet {
         };
         match (&c.op, name()) {
             (ChangeOp::Create, Some(t)) => {
-                let what = What { name: true, ..data };
+                let what = What {
+                    name: true,
+                    created: true,
+                    attr: true,
+                    ..What::default()
+                };
                 self.put(at(&c.path, t), what, None, false);
             }
             (ChangeOp::Delete, Some(t)) => {
@@ -237,7 +242,7 @@ impl DirtySet {
         self.order
             .values()
             .filter_map(|t| self.entries.get(t))
-            .map(|e| to_change(&e.command))
+            .flat_map(|e| to_changes(&e.command))
             .collect()
     }
 
@@ -448,28 +453,43 @@ fn file_or(c: &Change, name: Target) -> Target {
     c.file.map_or(name, Target::File)
 }
 
-fn to_change(c: &BackupCommand) -> Change {
-    let none = FileId { dev: 0, ino: 0 };
-    let (dir, name, file): (FileId, Option<Name>, Option<FileId>) = match &c.target {
+/// The messages that would make this command.
+fn to_changes(c: &BackupCommand) -> Vec<Change> {
+    let nowhere = FileId { dev: 0, ino: 0 };
+    let (dir, name, file) = match &c.target {
         Target::Name { dir, name } => (*dir, Some(name.clone()), None),
-        // The name is a hint only once the file is known.
-        Target::File(f) => (none, c.path.file_name(), Some(*f)),
+        // The name is only a hint once the file is known.
+        Target::File(f) => (nowhere, c.path.file_name(), Some(*f)),
         Target::Directory(d) => (*d, None, None),
     };
-    let op = match c.what {
-        w if w.compare => ChangeOp::Subtree,
-        w if w.name => ChangeOp::Create,
-        w if w.data => ChangeOp::Write(None),
-        _ => ChangeOp::Attrib,
-    };
-    Change {
+    let mut ops = Vec::new();
+    if c.what.compare {
+        ops.push(ChangeOp::Subtree);
+    } else {
+        let reasons = [
+            (c.what.name, ChangeOp::Create),
+            (c.what.data, ChangeOp::Write(None)),
+            (
+                c.what.attr && !c.what.name && !c.what.data,
+                ChangeOp::Attrib,
+            ),
+        ];
+        ops.extend(
+            reasons
+                .into_iter()
+                .filter(|(yes, _)| *yes)
+                .map(|(_, op)| op),
+        );
+    }
+    let with = |op| Change {
         time: c.since,
         path: c.path.clone(),
         dir,
-        name,
+        name: name.clone(),
         file,
         op,
-    }
+    };
+    ops.into_iter().map(with).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::index::SLOT_NONE;
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::OpenDir;
+use super::tree::{Found, OpenDir};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Stat, is_absent, read_meta};
@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 /// Departures of one compare that wait for the end of all compares, in case the node turns up elsewhere; beyond
 /// this many they are believed at once.
 const HELD_DEPARTURES: usize = 20_000;
+
+/// Tries to find a directory that is not where it was, before everything is compared.
+const LATER_TRIES: u32 = 8;
 
 /// Something that is there: where, and what the kernel says of it.
 pub(super) struct Present<'a> {
@@ -29,10 +32,10 @@ impl BackupUnit {
         name: &Name,
         departures: &mut Vec<(BackupCommand, OpenDir, Name)>,
     ) -> Result<(), UnitError> {
-        // A directory that the index does not know is new (its own arrival looks at all that is in it), gone,
-        // excluded, or none of ours.
-        let Some(dir) = self.tree.by_file(&self.index, dir)? else {
-            return Ok(());
+        let dir = match self.tree.by_file(&self.index, dir)? {
+            Found::Open(dir) => dir,
+            Found::Elsewhere => return self.look_later(c),
+            Found::Unknown => return Ok(()),
         };
         self.stats.entries += 1;
         self.touched.insert(dir.node);
@@ -57,16 +60,49 @@ impl BackupUnit {
             }
             Err(e) if is_absent(&e) => {
                 self.solved(&path);
+                self.changed_before_it_left(&c, &dir, name)?;
                 if c.what.name {
                     departures.push((c, dir, name.clone()));
-                } else if let Some(node) = self.index.lookup(dir.node, name)? {
-                    // Changed and then moved away: the message about the move is still to come.
-                    self.suspect(node)?;
                 }
                 Ok(())
             }
             Err(e) => self.fail(&path, &e, &c),
         }
+    }
+
+    /// The file that had the name is not there any more, but was changed while it was: its other names, or the
+    /// place that it went to, must not be taken for unchanged.
+    fn changed_before_it_left(
+        &mut self,
+        c: &BackupCommand,
+        dir: &OpenDir,
+        name: &Name,
+    ) -> Result<(), UnitError> {
+        let Some(node) = self
+            .index
+            .lookup(dir.node, name)?
+            .filter(|_| c.what.data || c.what.attr)
+        else {
+            return Ok(());
+        };
+        let Some(row) = self.index.node(node)?.filter(|r| r.meta.kind != Kind::Dir) else {
+            return Ok(());
+        };
+        self.suspect(node)?;
+        if self.index.names_of(node)?.len() > 1 {
+            let id = FileId {
+                dev: self.tree.root(dir.root).id.dev,
+                ino: row.origin.ino,
+            };
+            let what = What {
+                data: c.what.data,
+                attr: true,
+                ..What::default()
+            };
+            let again = Self::follow_up(c, c.path.clone(), Target::File(id), what);
+            self.put_back.push((again, false));
+        }
+        Ok(())
     }
 
     /// Content or attributes of a file changed, whatever its name is.
@@ -137,11 +173,15 @@ impl BackupUnit {
         c: BackupCommand,
         id: FileId,
     ) -> Result<(), UnitError> {
-        if c.what.recursive && c.attempts > 0 {
-            self.stats.compares_open = self.stats.compares_open.saturating_sub(1);
+        self.compares.remove(&id);
+        if c.what.recursive && self.tree.roots().iter().any(|r| r.id == id) {
+            // Whatever was queued below is covered by this one, and may have been collapsed into it.
+            self.compares.clear();
         }
-        let Some(dir) = self.tree.by_file(&self.index, id)? else {
-            return Ok(());
+        let dir = match self.tree.by_file(&self.index, id)? {
+            Found::Open(dir) => dir,
+            Found::Elsewhere => return self.look_later(c),
+            Found::Unknown => return Ok(()),
         };
         match (dir.dir.stat_self(), self.index.node(dir.node)?) {
             (Ok(stat), Some(row)) => self.refresh_dir(&dir, row, &stat)?,
@@ -254,7 +294,10 @@ impl BackupUnit {
             attr: true,
             ..What::default()
         };
-        let target = Target::Name { dir, name: e.name.clone() };
+        let target = Target::Name {
+            dir,
+            name: e.name.clone(),
+        };
         BackupCommand {
             attempts: c.attempts,
             ..Self::follow_up(c, e.path.clone(), target, what)
@@ -268,10 +311,9 @@ impl BackupUnit {
             recursive: true,
             ..What::default()
         };
-        let mut next = Self::follow_up(c, path, Target::Directory(id), what);
-        next.attempts = 1;
-        self.stats.compares_open += 1;
-        self.put_back.push((next, false));
+        self.compares.insert(id);
+        self.put_back
+            .push((Self::follow_up(c, path, Target::Directory(id), what), false));
     }
 
     /// There is something under a name. `compare`: nobody said that it changed, its times have to tell.
@@ -292,6 +334,9 @@ impl BackupUnit {
             && row.is(slot, &e.stat)
         {
             return self.update(e, node, row, c, compare);
+        }
+        if had.is_some() {
+            self.changed_before_it_left(c, e.dir, e.name)?;
         }
         match self.index.find(slot, &e.stat)? {
             Some((node, row)) if !row.flags.has(NodeFlags::STAGED) => {
@@ -336,9 +381,9 @@ impl BackupUnit {
             self.tree.renamed();
         }
         // Both names of a link are there: it is the file that it was. Else the number may have been used again.
-        let reused = kept == 0 && c.what.data && row.flags.has(NodeFlags::RACY);
+        let reused = kept == 0 && row.flags.has(NodeFlags::RACY);
         let mut c = c.clone();
-        c.what.data &= reused || row.meta.size != e.stat.content_bytes();
+        c.what.created &= reused;
         c.what.attr = true;
         if row.is_dir() && compare {
             self.queue_compare(&c, e.path.clone(), e.stat.id);
@@ -403,7 +448,8 @@ impl BackupUnit {
             let times = row.meta.mtime != e.stat.mtime || row.meta.size != e.stat.size;
             // What was read after the message came holds what the message is about.
             let read = self.read_now.contains(&node) && !ctime_differs;
-            let told = !read && c.what.data && c.extents.as_ref().is_none_or(|x| !x.is_empty());
+            let content = c.what.created || c.what.data;
+            let told = !read && content && c.extents.as_ref().is_none_or(|x| !x.is_empty());
             let doubt = compare && (ctime_differs || row.flags.has(NodeFlags::RACY));
             if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
                 return self.send_file(e, node, Some(row), c, slot);
@@ -438,8 +484,8 @@ impl BackupUnit {
             return Ok(());
         }
         // Moved away: whoever moved it may have told the new place later, or a compare has not come there yet.
-        if c.what.moved && (c.attempts == 0 || self.stats.compares_open > 0) {
-            let compares = self.stats.compares_open > 0;
+        let compares = !self.compares.is_empty();
+        if c.what.moved && (c.attempts == 0 || compares) {
             c.attempts += 1;
             self.put_back.push((c, !compares));
             return Ok(());
@@ -483,6 +529,21 @@ impl BackupUnit {
         let mut again = c.clone();
         again.attempts += 1;
         self.put_back.push((again, true));
+        Ok(())
+    }
+
+    /// The directory is not where the index says. A message about its move or end is on its way, unless the sensor
+    /// lost it: then everything is compared.
+    fn look_later(&mut self, mut c: BackupCommand) -> Result<(), UnitError> {
+        c.attempts += 1;
+        if c.attempts <= LATER_TRIES {
+            self.put_back.push((c, true));
+            return Ok(());
+        }
+        tracing::debug!(path = %c.path, "lost sight of a directory: comparing everything");
+        for (id, path) in self.compare_all() {
+            self.queue_compare(&c, path, id);
+        }
         Ok(())
     }
 

@@ -47,6 +47,18 @@ pub struct OpenDir {
     pub dir: Arc<Dir>,
 }
 
+/// What [`Tree::by_file`] found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// The directory, open.
+    Open(OpenDir),
+    /// The index has it, but it is not where the index says: a message about that is still to come.
+    Elsewhere,
+    /// The index does not have it: it is new (and its own arrival looks at all that is in it), excluded, or none of
+    /// ours.
+    Unknown,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Tree {
@@ -98,11 +110,12 @@ impl Tree {
         self.open.clear();
     }
 
-    /// The directory with this identity, if the index has it.
-    pub fn by_file(&mut self, index: &Index, id: FileId) -> Result<Option<OpenDir>, IndexError> {
+    /// The directory with this identity.
+    pub fn by_file(&mut self, index: &Index, id: FileId) -> Result<Found, IndexError> {
         if let Some(i) = self.roots.iter().position(|r| r.id == id) {
-            return Ok(Some(self.root_dir(i)));
+            return Ok(Found::Open(self.root_dir(i)));
         }
+        let mut known = false;
         let slots: Vec<u32> = self
             .roots
             .iter()
@@ -111,14 +124,20 @@ impl Tree {
             .collect();
         for slot in slots {
             for (node, row) in index.by_ino(slot, id.ino)? {
-                if row.is_dir()
-                    && let Some(d) = self.open_node(index, node)?
-                {
-                    return Ok(Some(d));
+                if !row.is_dir() {
+                    continue;
+                }
+                known = true;
+                if let Some(d) = self.open_node(index, node)? {
+                    return Ok(Found::Open(d));
                 }
             }
         }
-        Ok(None)
+        Ok(if known {
+            Found::Elsewhere
+        } else {
+            Found::Unknown
+        })
     }
 
     /// Opens a directory node by its path in the index. `None` if something else, or nothing, is there.
@@ -178,8 +197,9 @@ impl Tree {
         name: &Name,
         id: FileId,
     ) -> Result<bool, IndexError> {
+        // A directory out of sight was moved or removed: its own message says what that means for its names.
         let Some(dir) = self.open_node(index, parent)? else {
-            return Ok(false);
+            return Ok(true);
         };
         Ok(dir.dir.stat(name).is_ok_and(|s: Stat| s.id == id))
     }

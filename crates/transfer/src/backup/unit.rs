@@ -5,8 +5,8 @@ use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
 use super::tree::{OpenDir, RootSpec, Tree};
 use farwrite_core::{
-    BackupCommand, BatchSeq, BytePath, Clock, Commit, Kind, Meta, Name, NodeId, Op, Origin, Target,
-    Timestamp, What,
+    BackupCommand, BatchSeq, BytePath, Clock, Commit, FileId, Kind, Meta, Name, NodeId, Op, Origin,
+    Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -102,6 +102,8 @@ pub struct BackupUnit {
     pub(super) put_back: Vec<(BackupCommand, bool)>,
     pub(super) touched: BTreeSet<NodeId>,
     pub(super) lost: Vec<NodeId>,
+    /// Directories whose recursive compare is in the queue.
+    pub(super) compares: HashSet<FileId>,
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
@@ -135,6 +137,7 @@ impl BackupUnit {
             put_back: Vec::new(),
             touched: BTreeSet::new(),
             lost: Vec::new(),
+            compares: HashSet::new(),
             read_now: HashSet::new(),
             racy: Vec::new(),
             problems: BTreeMap::new(),
@@ -210,7 +213,7 @@ impl BackupUnit {
     }
 
     /// The command that compares everything: first backup, and catch-up after a time without a sensor.
-    pub fn compare_all(&self) -> Vec<(farwrite_core::FileId, BytePath)> {
+    pub fn compare_all(&self) -> Vec<(FileId, BytePath)> {
         self.tree
             .roots()
             .iter()
@@ -222,6 +225,7 @@ impl BackupUnit {
     pub fn stats(&self) -> BackupStats {
         BackupStats {
             bytes_sent: self.batch.sent_bytes(),
+            compares_open: self.compares.len() as u64,
             ..self.stats
         }
     }
@@ -407,7 +411,7 @@ impl BackupUnit {
         if self.batch.is_empty() {
             return Ok(self.index.commit_quietly()?);
         }
-        let clean = self.put_back.is_empty() && self.stats.compares_open == 0 && quiet();
+        let clean = self.put_back.is_empty() && self.compares.is_empty() && quiet();
         self.close_as(clean)
     }
 

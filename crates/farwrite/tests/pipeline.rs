@@ -1,0 +1,502 @@
+//! Random operations on a real tree, told by a simulated sensor that is late, merges and loses messages, through
+//! dirty set and backup unit into an in-memory projection of the log: at every clean point it equals the tree.
+
+use farwrite_core::exclude::Excludes;
+use farwrite_core::record::Record;
+use farwrite_core::{
+    BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, FileId, Name, SystemClock, Timestamp,
+};
+use farwrite_schedule::DirtySet;
+use farwrite_testkit::{Chance, Model, Snapshot};
+use farwrite_transfer::backup::{BackupUnit, Index, RecordSink, RootSpec, SinkClosed};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+#[derive(Default)]
+struct Vault {
+    model: Model,
+    /// The model after each batch.
+    history: BTreeMap<BatchSeq, Model>,
+}
+
+struct Sink(Arc<Mutex<Vault>>);
+
+impl RecordSink for Sink {
+    fn send(&mut self, record: Record) -> Result<(), SinkClosed> {
+        let mut v = self.0.lock().expect("not poisoned");
+        if let Some(c) = v.model.take(&record) {
+            let copy = v.model.clone();
+            v.history.insert(c.seq, copy);
+            while v.history.len() > 6 {
+                v.history.pop_first();
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Sim {
+    _tmp: tempfile::TempDir,
+    root: PathBuf,
+    index_path: PathBuf,
+    root_id: FileId,
+    queue: Vec<Change>,
+    seq: u64,
+    dirty: DirtySet,
+    unit: Option<BackupUnit>,
+    vault: Arc<Mutex<Vault>>,
+    chance: Chance,
+    trace: Vec<String>,
+}
+
+fn id_of(p: &Path) -> Option<FileId> {
+    fs::symlink_metadata(p).ok().map(|m| FileId {
+        dev: m.dev(),
+        ino: m.ino(),
+    })
+}
+
+fn byte_path(p: &Path) -> BytePath {
+    BytePath::try_from(p).expect("absolute")
+}
+
+fn now() -> Timestamp {
+    Timestamp::from(std::time::SystemTime::now())
+}
+
+impl Sim {
+    fn new(mut chance: Chance) -> Sim {
+        let tmp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let root = tmp.path().canonicalize().expect("exists").join("src");
+        fs::create_dir(&root).expect("created");
+        let root_id = id_of(&root).expect("exists");
+        let limit = if chance.one_in(2) { 40 } else { 100_000 };
+        let mut sim = Sim {
+            index_path: tmp.path().join("index.db"),
+            _tmp: tmp,
+            dirty: DirtySet::new(limit, vec![(root_id, byte_path(&root))]),
+            root,
+            root_id,
+            queue: Vec::new(),
+            seq: 0,
+            unit: None,
+            vault: Arc::default(),
+            chance,
+            trace: Vec::new(),
+        };
+        sim.start();
+        sim
+    }
+
+    fn start(&mut self) {
+        let index = Index::open(&self.index_path, 1 << 20).expect("opens");
+        self.start_with(index);
+    }
+
+    fn start_with(&mut self, index: Index) {
+        let path = byte_path(&self.root);
+        let excludes = Excludes::new(path.clone(), &["*.skip".into()], vec![]).expect("valid");
+        let spec = RootSpec {
+            slot: 1,
+            path,
+            excludes,
+        };
+        let sink = Box::new(Sink(self.vault.clone()));
+        let unit = BackupUnit::new(index, vec![spec], sink, Arc::new(SystemClock::default()))
+            .expect("starts");
+        self.unit = Some(unit);
+        let whole = self.change(&self.root.clone(), ChangeOp::Subtree);
+        self.insert(&[Change {
+            name: None,
+            dir: self.root_id,
+            ..whole
+        }]);
+    }
+
+    fn insert(&mut self, changes: &[Change]) {
+        for c in changes {
+            self.trace.push(format!(
+                "  told {} {:?} {:?}",
+                c.describe(),
+                c.dir.ino,
+                c.file.map(|f| f.ino)
+            ));
+            self.seq += 1;
+            self.dirty.insert(ChangeSeq(self.seq), c);
+        }
+    }
+
+    fn change(&mut self, path: &Path, op: ChangeOp) -> Change {
+        let dir = id_of(path.parent().expect("below /")).expect("exists");
+        let name = Name::new(path.file_name().expect("has one").as_encoded_bytes()).expect("valid");
+        let about_content = matches!(
+            op,
+            ChangeOp::Write(_) | ChangeOp::Truncate(_) | ChangeOp::Attrib
+        );
+        // Of a file with several names, one of which may be gone or excluded, only its identity leads to the others.
+        let linked = fs::symlink_metadata(path).is_ok_and(|m| m.nlink() > 1);
+        let excluded = path.to_string_lossy().contains(".skip");
+        let file = if about_content && (excluded || linked || self.chance.one_in(2)) {
+            id_of(path)
+        } else {
+            None
+        };
+        Change {
+            time: now(),
+            path: byte_path(path),
+            dir,
+            name: Some(name),
+            file,
+            op,
+        }
+    }
+
+    fn tell(&mut self, path: &Path, op: ChangeOp) {
+        let c = self.change(path, op);
+        self.trace.push(format!(
+            "DO {} ino {:?}",
+            c.describe(),
+            id_of(path).map(|i| i.ino)
+        ));
+        self.queue.push(c);
+    }
+
+    /// Some messages reach the dirty set; `all`: every one, and the queue is seen empty.
+    fn deliver(&mut self, all: bool) {
+        let n = if all {
+            self.queue.len()
+        } else {
+            self.chance.below(self.queue.len() as u64 + 1) as usize
+        };
+        let now: Vec<Change> = self.queue.drain(..n).collect();
+        self.insert(&now);
+        if self.queue.is_empty() {
+            self.dirty.note_drained();
+        }
+    }
+
+    fn process(&mut self, max: usize) {
+        let taken = self.dirty.take(max);
+        for c in &taken.commands {
+            self.trace.push(format!(
+                "  look {} {:?} {:?} x{}",
+                c.path, c.target, c.what, c.attempts
+            ));
+        }
+        let unit = self.unit.as_mut().expect("running");
+        let report = unit.execute(taken.commands, &mut || false).expect("works");
+        for (c, after_drain) in report.put_back {
+            self.dirty.put_back(c, after_drain);
+        }
+    }
+
+    fn settle(&mut self) {
+        for round in 0.. {
+            self.deliver(true);
+            if self.dirty.is_empty() {
+                break;
+            }
+            self.process(1 + round);
+            assert!(
+                round < 20_000,
+                "does not come to rest: {:?}",
+                self.dirty.take(3)
+            );
+        }
+    }
+
+    fn check(&mut self) {
+        self.settle();
+        let mut real = Snapshot::of_dir(&self.root).expect("readable");
+        real.retain(|p| !p.split(|b| *b == b'/').any(|n| n.ends_with(b".skip")));
+        let v = self.vault.lock().expect("not poisoned");
+        let ours = v
+            .model
+            .snapshot(&byte_path(&self.root))
+            .expect("the root is in the log");
+        let diff = real.differences(&ours, 5);
+        if !diff.is_empty() {
+            let from = self.trace.len().saturating_sub(400);
+            panic!(
+                "{}\ntree / log:\n{}",
+                self.trace[from..].join("\n"),
+                diff.join("\n")
+            );
+        }
+        drop(v);
+        // Once more over everything must find nothing to send and nothing to read.
+        let unit = self.unit.as_mut().expect("running");
+        let before = unit.index().state().seq;
+        drop(self.unit.take());
+        self.start();
+        self.settle();
+        assert_eq!(
+            self.unit.as_ref().expect("running").index().state().seq,
+            before,
+            "a second look sent something"
+        );
+    }
+
+    /// The vault turns out not to have the last batches.
+    fn crash(&mut self) {
+        drop(self.unit.take());
+        let kept = {
+            let v = self.vault.lock().expect("not poisoned");
+            let seqs: Vec<BatchSeq> = v.history.keys().copied().collect();
+            self.chance.pick(&seqs).copied()
+        };
+        let Some(kept) = kept else {
+            return self.start();
+        };
+        let mut index = Index::open(&self.index_path, 1 << 20).expect("opens");
+        index.roll_back_to(kept).expect("rolls back");
+        {
+            let mut v = self.vault.lock().expect("not poisoned");
+            v.model = v.history[&kept].clone();
+            v.history.retain(|s, _| *s <= kept);
+            assert_eq!(
+                index.state().chain,
+                v.model.last.as_ref().expect("a batch").chain
+            );
+        }
+        self.start_with(index);
+    }
+
+    fn paths(&self, want_dirs: bool) -> Vec<PathBuf> {
+        let mut out = vec![];
+        let mut stack = vec![self.root.clone()];
+        while let Some(d) = stack.pop() {
+            for e in fs::read_dir(&d).expect("readable").flatten() {
+                let is_dir = e.file_type().expect("known").is_dir();
+                if is_dir {
+                    stack.push(e.path());
+                }
+                if is_dir == want_dirs {
+                    out.push(e.path());
+                }
+            }
+        }
+        out.sort();
+        out
+    }
+
+    fn fresh(&mut self) -> PathBuf {
+        let mut dirs = self.paths(true);
+        dirs.push(self.root.clone());
+        let dir = self.chance.pick(&dirs).expect("the root").clone();
+        // Few names, so that they are used again.
+        let ext = if self.chance.one_in(20) { ".skip" } else { "" };
+        dir.join(format!("n{}{ext}", self.chance.below(8)))
+    }
+
+    fn write_new(&mut self, p: &Path) {
+        let sizes = [0, 1, 100, 4096, 65_536, 70_000, 2 << 20, 3_000_000];
+        let most = if self.chance.one_in(10) { 8 } else { 6 };
+        let len = sizes[self.chance.below(most) as usize];
+        let bytes = self.chance.bytes(len);
+        let existed = p.exists();
+        fs::write(p, bytes).expect("written");
+        if !existed {
+            self.tell(p, ChangeOp::Create);
+        }
+        self.tell(p, ChangeOp::Write(None));
+    }
+
+    fn remove(&mut self, p: &Path) {
+        let Ok(m) = fs::symlink_metadata(p) else {
+            return;
+        };
+        if m.is_dir() {
+            for e in fs::read_dir(p).expect("readable").flatten() {
+                self.remove(&e.path());
+            }
+            fs::remove_dir(p).expect("empty");
+        } else {
+            fs::remove_file(p).expect("removed");
+        }
+        self.tell(p, ChangeOp::Delete);
+    }
+
+    fn rename(&mut self, a: &Path, b: &Path, exchange: bool) {
+        if b.starts_with(a) || a.starts_with(b) {
+            return;
+        }
+        let mut c = self.change(a, ChangeOp::Delete);
+        let to = self.change(b, ChangeOp::Create);
+        let done = match exchange {
+            true => rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                a,
+                rustix::fs::CWD,
+                b,
+                rustix::fs::RenameFlags::EXCHANGE,
+            )
+            .is_ok(),
+            false => fs::rename(a, b).is_ok(),
+        };
+        if done {
+            c.op = ChangeOp::Rename {
+                to_path: to.path,
+                to_dir: to.dir,
+                to_name: to.name.expect("has one"),
+            };
+            self.trace
+                .push(format!("DO {} exchange {exchange}", c.describe()));
+            self.queue.push(c);
+        }
+    }
+
+    fn change_file(&mut self, p: &Path) {
+        let Ok(f) = fs::OpenOptions::new().write(true).read(true).open(p) else {
+            return;
+        };
+        let Ok(m) = fs::symlink_metadata(p) else {
+            return;
+        };
+        if !m.is_file() {
+            return;
+        }
+        let size = m.len();
+        match self.chance.below(5) {
+            0 => {
+                let n = self.chance.below(3000) as usize;
+                let b = self.chance.bytes(n);
+                f.write_all_at(&b, size).expect("appended");
+            }
+            1 => f.set_len(self.chance.below(size * 2 + 10)).expect("set"),
+            2 if size > 9000 => {
+                let at = self.chance.below(size / 4096) * 4096;
+                farwrite_fs::punch_hole(&f, at, 4096).expect("punched");
+            }
+            _ => {
+                let n = self.chance.below(500) as usize;
+                let b = self.chance.bytes(n);
+                f.write_all_at(&b, self.chance.clone().below(size + 1))
+                    .expect("written");
+            }
+        }
+        self.tell(p, ChangeOp::Write(None));
+        if self.chance.one_in(4) {
+            // As tar does: the old time again.
+            let times = fs::FileTimes::new().set_modified(m.modified().expect("has one"));
+            f.set_times(times).expect("set");
+            self.tell(p, ChangeOp::Attrib);
+        }
+    }
+
+    fn step(&mut self) {
+        let files = self.paths(false);
+        let dirs = self.paths(true);
+        let all: Vec<PathBuf> = files.iter().chain(&dirs).cloned().collect();
+        match self.chance.below(16) {
+            0..=2 => {
+                let p = self.fresh();
+                if fs::symlink_metadata(&p).is_ok_and(|m| !m.is_file()) {
+                    self.remove(&p);
+                }
+                self.write_new(&p);
+            }
+            3 => {
+                let p = self.fresh();
+                self.remove(&p);
+                fs::create_dir(&p).expect("made");
+                self.tell(&p, ChangeOp::Create);
+            }
+            4..=6 => {
+                if let Some(p) = self.chance.pick(&files).cloned() {
+                    self.change_file(&p);
+                }
+            }
+            7 | 8 => {
+                let to = self.fresh();
+                if let Some(p) = self.chance.pick(&all).cloned() {
+                    self.rename(&p, &to, false);
+                }
+            }
+            9 => {
+                if let (Some(a), Some(b)) = (
+                    self.chance.pick(&all).cloned(),
+                    self.chance.pick(&all).cloned(),
+                ) {
+                    self.rename(&a, &b, true);
+                }
+            }
+            10 => {
+                let to = self.fresh();
+                if let Some(p) = self.chance.pick(&files).cloned()
+                    && fs::hard_link(&p, &to).is_ok()
+                {
+                    self.tell(&to, ChangeOp::Create);
+                }
+            }
+            11 => {
+                let to = self.fresh();
+                if symlink("some/where", &to).is_ok() {
+                    self.tell(&to, ChangeOp::Create);
+                }
+            }
+            12 => {
+                if let Some(p) = self.chance.pick(&all).cloned() {
+                    self.remove(&p);
+                }
+            }
+            13 => {
+                if let Some(p) = self.chance.pick(&all).cloned()
+                    && !p.is_symlink()
+                {
+                    let mode = 0o700 + self.chance.below(0o100) as u32;
+                    fs::set_permissions(&p, fs::Permissions::from_mode(mode)).expect("set");
+                    self.tell(&p, ChangeOp::Attrib);
+                }
+            }
+            14 => {
+                // Save as temporary, rename over.
+                let p = self.fresh();
+                let tmp = p.with_extension("tmp");
+                if !p.is_dir() && !tmp.is_dir() {
+                    self.write_new(&tmp);
+                    self.rename(&tmp, &p, false);
+                }
+            }
+            _ => {
+                // The kernel's queue overflows.
+                if self.chance.one_in(8) {
+                    self.queue.clear();
+                    let root = self.root.clone();
+                    let c = self.change(&root, ChangeOp::Overflow);
+                    self.queue.push(Change {
+                        name: None,
+                        dir: self.root_id,
+                        ..c
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_log_equals_the_tree_at_every_clean_point() {
+    for _ in 0..6 {
+        let mut sim = Sim::new(Chance::from_env());
+        for _ in 0..6 {
+            for _ in 0..60 {
+                sim.step();
+                if sim.chance.one_in(4) {
+                    sim.deliver(false);
+                }
+                if sim.chance.one_in(4) {
+                    let n = 1 + sim.chance.below(20) as usize;
+                    sim.process(n);
+                }
+                if sim.chance.one_in(120) {
+                    sim.crash();
+                }
+            }
+            sim.check();
+        }
+    }
+}
