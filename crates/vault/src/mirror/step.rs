@@ -90,14 +90,20 @@ impl<'a> Step<'a> {
         for name in dead {
             self.mirror.stats.removed += self.remove_held(&name)?;
         }
+        // Nodes made together have their content in the same blocks.
+        coming
+            .make_contiguous()
+            .sort_unstable_by_key(|(_, _, n)| *n);
         while let Some((parent, name, node)) = coming.pop_front() {
             self.bring(parent, &name, node, &mut coming)?;
         }
         for node in std::mem::take(&mut self.held) {
             self.remove_held(&hold_name(node, false))?;
         }
-        for node in &self.delta.nodes {
-            self.refresh(*node)?;
+        let mut nodes: Vec<NodeId> = self.delta.nodes.iter().copied().collect();
+        nodes.sort_unstable();
+        for node in nodes {
+            self.refresh(node)?;
         }
         self.finish_dirs()
     }
