@@ -1,0 +1,138 @@
+//! The plain thread behind a vault connection: everything that blocks happens here, one job after the other.
+//!
+//! Both channels are bounded: a slow log fills the jobs, which stops the reading from the socket; a slow socket fills
+//! the reports, which stops a replay. Never touches the socket.
+
+use super::destination::{HistoryAnswers, SinkError, SourceSink};
+use crate::message::response_records;
+use farwrite_core::history::Request;
+use farwrite_core::{BatchSeq, Record};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Jobs that may wait; each at most one record.
+const JOBS: usize = 16;
+/// Reports that may wait; each at most one record.
+const REPORTS: usize = 8;
+
+/// What to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    Submit(Record),
+    Replay(BatchSeq),
+    Ask { id: u32, request: Request },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Report {
+    Replayed(Record),
+    ReplayEnd,
+    Answer { id: u32, record: Record, last: bool },
+    BadBatch(String),
+    Failed { text: String, retry_after: Duration },
+}
+
+/// The connection's end of a worker. The thread ends once `jobs` is dropped and what was queued is done.
+pub(super) struct Worker {
+    pub(super) jobs: mpsc::Sender<Job>,
+    pub(super) reports: mpsc::Receiver<Report>,
+    pub(super) done: oneshot::Receiver<()>,
+}
+
+impl Worker {
+    /// A thread that feeds a sink. `hold` is dropped after the sink is.
+    pub(super) fn backup<H: Any + Send>(
+        sink: Arc<dyn SourceSink>,
+        hold: H,
+    ) -> std::io::Result<Worker> {
+        spawn("farwrite-sink", move |jobs, reports| {
+            while let Some(job) = jobs.blocking_recv() {
+                let end = match job {
+                    Job::Submit(record) => sink.submit(record).err().map(error),
+                    Job::Replay(after) => replay(&*sink, after, reports),
+                    Job::Ask { .. } => None,
+                };
+                if let Some(end) = end {
+                    // Nobody listens any more once the connection is gone: then the outcome no longer matters.
+                    let _ = reports.blocking_send(end);
+                    break;
+                }
+            }
+            sink.abort();
+            drop(sink);
+            drop(hold);
+        })
+    }
+
+    /// A thread that answers questions.
+    pub(super) fn history<H: Any + Send>(
+        mut answers: HistoryAnswers,
+        hold: H,
+    ) -> std::io::Result<Worker> {
+        spawn("farwrite-history", move |jobs, reports| {
+            'jobs: while let Some(job) = jobs.blocking_recv() {
+                let Job::Ask { id, request } = job else {
+                    continue;
+                };
+                let records = response_records(id, &answers(&request));
+                let count = records.len();
+                for (i, record) in records.into_iter().enumerate() {
+                    let last = i + 1 == count;
+                    let report = Report::Answer { id, record, last };
+                    if reports.blocking_send(report).is_err() {
+                        break 'jobs;
+                    }
+                }
+            }
+            drop(hold);
+        })
+    }
+}
+
+fn spawn(
+    name: &str,
+    body: impl FnOnce(&mut mpsc::Receiver<Job>, &mpsc::Sender<Report>) + Send + 'static,
+) -> std::io::Result<Worker> {
+    let (jobs, mut jobs_in) = mpsc::channel(JOBS);
+    let (reports_out, reports) = mpsc::channel(REPORTS);
+    let (done_out, done) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            body(&mut jobs_in, &reports_out);
+            let _ = done_out.send(());
+        })?;
+    Ok(Worker {
+        jobs,
+        reports,
+        done,
+    })
+}
+
+/// Sends the replay; a report only if it failed.
+fn replay(
+    sink: &dyn SourceSink,
+    after: BatchSeq,
+    reports: &mpsc::Sender<Report>,
+) -> Option<Report> {
+    let mut listening = true;
+    let result = sink.replay(after, &mut |record| {
+        listening = reports.blocking_send(Report::Replayed(record)).is_ok();
+        listening
+    });
+    match result {
+        Err(e) => Some(error(e)),
+        Ok(()) if listening => reports.blocking_send(Report::ReplayEnd).err().map(|e| e.0),
+        Ok(()) => Some(Report::ReplayEnd),
+    }
+}
+
+fn error(e: SinkError) -> Report {
+    match e {
+        SinkError::BadBatch { text } => Report::BadBatch(text),
+        SinkError::Failed { text, retry_after } => Report::Failed { text, retry_after },
+    }
+}
