@@ -72,6 +72,12 @@ pub trait ChangeSource: Send {
     /// A `Delete` does not mean that nothing has the name now, nor a `Create` that something has: in an exchange with
     /// a name outside the root the arrival is told of first. Look.
     ///
+    /// What a consumer has to do for nothing to be missed, whatever moves about meanwhile:
+    /// * `dir` of a `Subtree` is what counts. If that directory is no longer at `path`, a later message says where it
+    ///   went; it stays to be compared.
+    /// * A directory renamed from where the consumer did not know it to be is new: to be compared.
+    /// * An inode number alone is not an identity over time: a removed directory's is given to the next.
+    ///
     /// [`ReadState::Drained`]: the queue was seen empty during this call, so whatever was changed before the call has been
     /// delivered. Errors are final: open a new source and scan.
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError>;

@@ -19,7 +19,9 @@ use std::sync::Arc;
 const DIRS_CACHED: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// Files whose identity is remembered.
 const FILES_CACHED: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
-/// Times that a handle is tried again after a passing error.
+/// Times that a handle is tried again before its file is taken to be gone.
+const GONE_TRIES: u32 = 8;
+/// Times that a handle is tried again after an error that should pass.
 const OPEN_TRIES: u32 = 100;
 /// What /proc appends to the path of a removed directory.
 const DELETED: &[u8] = b" (deleted)";
@@ -140,7 +142,7 @@ impl Resolver {
     /// Where the directory is now. `Err`: it could not be found out; the event counts as lost.
     pub fn dir(&mut self, h: Handle<'_>) -> io::Result<Place> {
         if let Some((generation, place)) = self.dirs.get(h.key)
-            && (*generation == self.generation || *place == Place::Gone)
+            && *generation == self.generation
         {
             return Ok(place.clone());
         }
@@ -273,16 +275,16 @@ impl Resolver {
         let fd = loop {
             match sys::open_by_handle(mount, h.kind(), h.bytes(), flags) {
                 Ok(fd) => break fd,
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
-                    return Ok(None);
-                }
-                // Also what the kernel says when the directory is renamed or removed while it looks for the way
-                // up from it.
-                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && tries < OPEN_TRIES => {
-                    tries += 1;
-                    std::thread::yield_now();
-                }
-                Err(e) => return Err(e),
+                // Both also mean that a directory was renamed while the kernel looked for the way up from it, so
+                // neither is believed at once.
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::ESTALE | libc::ENOENT) if tries >= GONE_TRIES => return Ok(None),
+                    Some(libc::ESTALE | libc::ENOENT | libc::ENOMEM) if tries < OPEN_TRIES => {
+                        tries += 1;
+                        std::thread::yield_now();
+                    }
+                    _ => return Err(e),
+                },
             }
         };
         let stat = fs::fstat(&fd)?;
