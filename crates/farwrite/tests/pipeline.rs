@@ -321,7 +321,8 @@ impl Sim {
     }
 
     fn rename(&mut self, a: &Path, b: &Path, exchange: bool) {
-        if b.starts_with(a) || a.starts_with(b) {
+        let excluded = |p: &Path| p.to_string_lossy().contains(".skip");
+        if b.starts_with(a) || a.starts_with(b) || excluded(a) != excluded(b) {
             return;
         }
         let mut c = self.change(a, ChangeOp::Delete);

@@ -6,7 +6,7 @@
 
 use farwrite_core::command::{BackupCommand, Target, What};
 use farwrite_core::{
-    BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Name, Timestamp, limits,
+    BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Timestamp, limits,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -119,6 +119,13 @@ impl DirtySet {
                     Some(ExtentSet::default()),
                     false,
                 );
+            }
+            // Changed through a name that is not below the root: only the identity leads to it.
+            (ChangeOp::Write(_) | ChangeOp::Truncate(_) | ChangeOp::Attrib, None)
+                if c.file.is_some_and(|f| f != c.dir) =>
+            {
+                let target = file_or(c, Target::Directory(c.dir));
+                self.put(at(&c.path, target), data, None, false);
             }
             (ChangeOp::Attrib, None) => {
                 let what = What {

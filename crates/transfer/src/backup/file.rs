@@ -45,12 +45,12 @@ impl BackupUnit {
     ) -> Result<(), UnitError> {
         let file = match e.dir.dir.open_file(e.name, OpenMode::Read) {
             Ok(f) => f,
-            Err(err) if is_absent(&err) => return self.look_again(c),
+            Err(err) if is_absent(&err) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
         };
         match Stat::of(&file) {
             Ok(s) if s.id == e.stat.id => {}
-            Ok(_) => return self.look_again(c),
+            Ok(_) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
         }
         let started = self.clock.now();
@@ -72,12 +72,18 @@ impl BackupUnit {
                 )
             }
             Err(ContentError::Io(err)) if err.kind() == io::ErrorKind::UnexpectedEof => {
-                self.look_again(c)
+                self.lost_sight(node, c)
             }
             Err(ContentError::Io(err)) => self.fail(&e.path, &err, c),
             Err(ContentError::Index(err)) => Err(err.into()),
             Err(ContentError::Receiver(err)) => Err(err),
         }
+    }
+
+    /// Another file has the name now: the one that was to be read is read wherever it turns up.
+    fn lost_sight(&mut self, node: NodeId, c: &BackupCommand) -> Result<(), UnitError> {
+        self.suspect(node)?;
+        self.look_again(c)
     }
 
     fn read_content(

@@ -34,7 +34,17 @@ impl BackupUnit {
     ) -> Result<(), UnitError> {
         let dir = match self.tree.by_file(&self.index, dir)? {
             Found::Open(dir) => dir,
-            Found::Elsewhere => return self.look_later(c),
+            Found::Elsewhere(node) => {
+                // By the time that the directory is found the file may have been moved out of it.
+                if let Some(file) = self
+                    .index
+                    .lookup(node, name)?
+                    .filter(|_| c.what.data || c.what.attr)
+                {
+                    self.suspect(file)?;
+                }
+                return self.look_later(c);
+            }
             Found::Unknown => return Ok(()),
         };
         self.stats.entries += 1;
@@ -180,7 +190,7 @@ impl BackupUnit {
         }
         let dir = match self.tree.by_file(&self.index, id)? {
             Found::Open(dir) => dir,
-            Found::Elsewhere => return self.look_later(c),
+            Found::Elsewhere(_) => return self.look_later(c),
             Found::Unknown => return Ok(()),
         };
         match (dir.dir.stat_self(), self.index.node(dir.node)?) {
@@ -516,7 +526,7 @@ impl BackupUnit {
     }
 
     /// What was sent of a node is not to be relied on; it is read at the next look, whatever its times say.
-    fn suspect(&mut self, node: NodeId) -> Result<(), UnitError> {
+    pub(super) fn suspect(&mut self, node: NodeId) -> Result<(), UnitError> {
         if let Some(mut row) = self.index.node(node)? {
             row.flags = row.flags.with(NodeFlags::SUSPECT, true);
             self.index.put_node(node, &row)?;

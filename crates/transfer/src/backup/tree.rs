@@ -53,7 +53,7 @@ pub enum Found {
     /// The directory, open.
     Open(OpenDir),
     /// The index has it, but it is not where the index says: a message about that is still to come.
-    Elsewhere,
+    Elsewhere(NodeId),
     /// The index does not have it: it is new (and its own arrival looks at all that is in it), excluded, or none of
     /// ours.
     Unknown,
@@ -115,7 +115,7 @@ impl Tree {
         if let Some(i) = self.roots.iter().position(|r| r.id == id) {
             return Ok(Found::Open(self.root_dir(i)));
         }
-        let mut known = false;
+        let mut known = None;
         let slots: Vec<u32> = self
             .roots
             .iter()
@@ -127,17 +127,13 @@ impl Tree {
                 if !row.is_dir() {
                     continue;
                 }
-                known = true;
+                known = Some(node);
                 if let Some(d) = self.open_node(index, node)? {
                     return Ok(Found::Open(d));
                 }
             }
         }
-        Ok(if known {
-            Found::Elsewhere
-        } else {
-            Found::Unknown
-        })
+        Ok(known.map_or(Found::Unknown, Found::Elsewhere))
     }
 
     /// Opens a directory node by its path in the index. `None` if something else, or nothing, is there.

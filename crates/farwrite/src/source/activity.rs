@@ -1,0 +1,101 @@
+//! The feed of what happens, for those who watch. Never slows down what it tells of: a watcher that does not
+//! keep up is told how much it missed.
+
+use farwrite_control::Activity;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Activities remembered.
+const REMEMBERED: usize = 1024;
+/// A watcher is asked whether it is still there at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Default)]
+pub struct Feed {
+    inner: Mutex<Inner>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    recent: VecDeque<Activity>,
+    /// Activities ever told.
+    total: u64,
+    watchers: usize,
+    closed: bool,
+}
+
+impl Feed {
+    /// Tells an activity; `make` is called only if somebody watches.
+    pub fn tell(&self, make: impl FnOnce() -> Activity) {
+        let mut i = self.inner.lock();
+        if i.watchers == 0 {
+            return;
+        }
+        if i.recent.len() == REMEMBERED {
+            i.recent.pop_front();
+        }
+        i.recent.push_back(make());
+        i.total += 1;
+        self.news.notify_all();
+    }
+
+    /// Ends all watches.
+    pub fn close(&self) {
+        self.inner.lock().closed = true;
+        self.news.notify_all();
+    }
+
+    /// A watch from now on.
+    pub fn watch(self: &Arc<Self>) -> Watch {
+        let mut i = self.inner.lock();
+        i.watchers += 1;
+        Watch { feed: self.clone(), next: i.total }
+    }
+}
+
+/// Iterates over activities; `None` items are heartbeats.
+pub struct Watch {
+    feed: Arc<Feed>,
+    next: u64,
+}
+
+impl Iterator for Watch {
+    type Item = Option<Activity>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let deadline = Instant::now() + HEARTBEAT;
+        let mut i = self.feed.inner.lock();
+        loop {
+            if i.closed {
+                return None;
+            }
+            let oldest = i.total - i.recent.len() as u64;
+            if self.next < oldest {
+                let count = oldest - self.next;
+                self.next = oldest;
+                return Some(Some(Activity::Skipped { count }));
+            }
+            if let Some(a) = i.recent.get((self.next - oldest) as usize) {
+                self.next += 1;
+                return Some(Some(a.clone()));
+            }
+            if self.feed.news.wait_until(&mut i, deadline).timed_out() {
+                return Some(None);
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut i = self.feed.inner.lock();
+        i.watchers -= 1;
+        if i.watchers == 0 {
+            i.recent.clear();
+        }
+    }
+}

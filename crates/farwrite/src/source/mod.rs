@@ -1,0 +1,51 @@
+//! Protecting directories of this machine: choosing them, and the daemon.
+
+mod activity;
+mod add;
+mod daemon;
+mod link;
+mod report;
+mod sensor;
+
+pub use add::add;
+pub use daemon::{Daemon, DaemonOptions};
+
+use crate::cli::RunArgs;
+use crate::config::Config;
+use crate::state::State;
+use anyhow::{Context, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// `farwrite source run`.
+pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
+    let _lock = state.lock()?;
+    let mut config = Config::load(state)?;
+    if config.vaults.is_empty() || config.directories.is_empty() {
+        bail!("nothing to protect yet: farwrite source add DIR --to INVITE");
+    }
+    if let Some(sensor) = args.sensor {
+        config.sensor = sensor;
+    }
+    if let Some(interval) = args.interval {
+        config.interval = interval.to_string();
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("signal handlers")?;
+    let daemon = Daemon::start(state, config, DaemonOptions::default())?;
+    let control = daemon.serve_control()?;
+    eprintln!("{}", daemon.greeting());
+    notify(&[sd_notify::NotifyState::Ready]);
+    let signal = signals.forever().next();
+    tracing::info!(?signal, "stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    drop(control);
+    daemon.stop();
+    Ok(())
+}
+
+/// Tells systemd, if it started us.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(false, state) {
+        tracing::debug!(error = %e, "sd-notify");
+    }
+}

@@ -1,0 +1,30 @@
+//! `farwrite vault ...`: makes, serves and inspects a vault. What a vault is stands in the vault crate, how it is spoken
+//! to in the transfer crate; here the two meet.
+
+mod address;
+mod destination;
+mod failure;
+mod init;
+mod invite;
+mod serve;
+mod status;
+mod verify;
+
+// For a vault in the same process as its source.
+pub(crate) use destination::VaultDestination;
+pub(crate) use init::create;
+pub(crate) use serve::serve;
+
+use crate::cli::VaultCommand;
+
+/// Does what was asked.
+pub fn run(command: VaultCommand) -> anyhow::Result<()> {
+    match command {
+        VaultCommand::Init { vault_dir, no_mirror } => init::run(&vault_dir, !no_mirror),
+        VaultCommand::Serve { vault_dir, listen } => serve::run(&vault_dir, &listen),
+        VaultCommand::Invite { vault_dir, name, address, expires } => invite::run(&vault_dir, &name, address, expires),
+        VaultCommand::Status { vault_dir, json } => status::run(&vault_dir, json),
+        VaultCommand::Verify { vault_dir, name, json } => verify::run(&vault_dir, name.as_ref(), json),
+        VaultCommand::Stdio { vault_dir, name } => serve::stdio(&vault_dir, name),
+    }
+}

@@ -1,0 +1,160 @@
+//! `farwrite vault status`: how every source stands, read beside the server that writes.
+//!
+//! With `--json` one array, an object per source in the order of their names:
+//!
+//! ```text
+//! name            string
+//! mirror          path of the mirror, null if the vault keeps none
+//! last_batch      number of the last batch, 0 if there is none
+//! last_time       time of it at the source, RFC 3339, null if there is none
+//! age_seconds     how long ago that was, null if there is none
+//! clean           the tree at that batch is exactly the source's
+//! batches, versions, log_bytes
+//! mirror_batch    the batch that the mirror shows
+//! damaged         batches of which something is known to be damaged
+//! failure         null, or what went wrong last and has not been well since
+//! failure_time    when, RFC 3339, or null
+//! error           null, or why nothing more is known
+//! ```
+
+use super::failure::{Failure, FailureFile};
+use super::init;
+use crate::bytes;
+use farwrite_core::{SourceName, Timestamp, path};
+use farwrite_vault::{SourceStatus, Vault, VaultError};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// One source, as far as it can be read.
+struct Row {
+    name: SourceName,
+    status: Result<SourceStatus, VaultError>,
+    failure: Option<Failure>,
+}
+
+/// Prints the status.
+pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
+    let vault = init::open(vault_dir)?;
+    let rows = rows(&vault)?;
+    let now = Timestamp::from(SystemTime::now());
+    if json {
+        let all: Vec<Value> = rows.iter().map(|r| to_json(r, now)).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    if rows.is_empty() {
+        println!("no source yet: farwrite vault invite {} --name SOURCE", vault.dir().display());
+        return Ok(());
+    }
+    print!("{}", table(&rows, now));
+    Ok(())
+}
+
+/// Every directory below `sources`: also one whose description is damaged.
+fn rows(vault: &Vault) -> anyhow::Result<Vec<Row>> {
+    let dir = vault.dir().join("sources");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&dir)? {
+        let name = entry?.file_name();
+        names.extend(name.to_str().and_then(|n| SourceName::new(n).ok()));
+    }
+    names.sort();
+    let row = |name: SourceName| Row {
+        status: vault.source(&name).and_then(|_| vault.status(&name)),
+        failure: FailureFile::of(&vault.source_dir(&name)).read(),
+        name,
+    };
+    Ok(names.into_iter().map(row).collect())
+}
+
+fn rfc3339(t: Timestamp) -> Option<String> {
+    jiff::Timestamp::new(t.sec, t.nsec as i32).ok().map(|t| t.to_string())
+}
+
+fn to_json(row: &Row, now: Timestamp) -> Value {
+    let failure = row.failure.as_ref();
+    let mut value = json!({
+        "name": row.name,
+        "failure": failure.map(|f| &f.what),
+        "failure_time": failure.and_then(|f| rfc3339(f.time)),
+        "error": row.status.as_ref().err().map(ToString::to_string),
+    });
+    let Ok(s) = &row.status else { return value };
+    let more = json!({
+        "mirror": s.mirror_path,
+        "last_batch": s.last_seq,
+        "last_time": s.last_time.and_then(rfc3339),
+        "age_seconds": s.last_time.map(|t| now.since(t).as_secs_f64()),
+        "clean": s.clean,
+        "batches": s.batches,
+        "versions": s.versions,
+        "log_bytes": s.log_bytes,
+        "mirror_batch": s.mirror_seq,
+        "damaged": s.damaged,
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut value, more) {
+        all.extend(more);
+    }
+    value
+}
+
+fn table(rows: &[Row], now: Timestamp) -> String {
+    let mut cells = vec![["SOURCE", "LAST BACKUP", "AGE", "VERSIONS", "SIZE", "MIRROR"].map(String::from)];
+    let mut notes = String::new();
+    for row in rows {
+        cells.push(match &row.status {
+            Ok(s) => cells_of(row, s, now),
+            Err(_) => [row.name.to_string(), "?".into(), "?".into(), "?".into(), "?".into(), "?".into()],
+        });
+        let mut note = |text: String| notes.push_str(&format!("! {}: {}\n", row.name, path::lossy(text.as_bytes())));
+        match &row.status {
+            Err(e) => note(e.to_string()),
+            Ok(s) if s.damaged > 0 => note(format!("{} batches are damaged: farwrite vault verify says which", s.damaged)),
+            Ok(_) => {}
+        }
+        if let Some(f) = &row.failure {
+            note(format!("{} ({} ago)", f.what, bytes::span(now.since(f.time))));
+        }
+    }
+    format!("{}{notes}", aligned(&cells))
+}
+
+fn cells_of(row: &Row, s: &SourceStatus, now: Timestamp) -> [String; 6] {
+    let zone = jiff::tz::TimeZone::system();
+    let local = |t: Timestamp| {
+        let t = jiff::Timestamp::new(t.sec, t.nsec as i32).ok()?;
+        Some(t.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+    };
+    let mirror = match &s.mirror_path {
+        None => "none".into(),
+        Some(p) if s.mirror_seq == s.last_seq => p.display().to_string(),
+        Some(p) => format!("{} ({} batches behind)", p.display(), s.last_seq.0.saturating_sub(s.mirror_seq.0)),
+    };
+    [
+        row.name.to_string(),
+        s.last_time.and_then(local).unwrap_or_else(|| "never".into()),
+        s.last_time.map_or_else(|| "-".into(), |t| bytes::span(now.since(t))),
+        bytes::grouped(s.versions),
+        bytes::show(s.log_bytes),
+        mirror,
+    ]
+}
+
+/// Columns two spaces apart; numbers (the third to the fifth) to the right.
+fn aligned(rows: &[[String; 6]]) -> String {
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (i, cell) in row.iter().enumerate() {
+            let w = widths[i];
+            let text = if (2..5).contains(&i) { format!("{cell:>w$}  ") } else { format!("{cell:<w$}  ") };
+            line.push_str(&text);
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
