@@ -24,7 +24,10 @@ pub(super) fn guess(listen: SocketAddr) -> Vec<String> {
     let mut list = Vec::new();
     let name = host_name();
     let outward = |a: SocketAddr| !a.ip().is_loopback() && (a.is_ipv4() || listen.is_ipv6());
-    if (name.as_str(), port).to_socket_addrs().is_ok_and(|mut all| all.any(outward)) {
+    if (name.as_str(), port)
+        .to_socket_addrs()
+        .is_ok_and(|mut all| all.any(outward))
+    {
         list.push(format!("{name}:{port}"));
     }
     let mut found: Vec<(bool, IpAddr)> = if_addrs::get_if_addrs()
@@ -34,7 +37,11 @@ pub(super) fn guess(listen: SocketAddr) -> Vec<String> {
         .filter(|(_, ip)| is_reachable(*ip) && (ip.is_ipv4() || listen.is_ipv6()))
         .collect();
     found.sort_by_key(|(inner, ip)| (*inner, ip.is_ipv6()));
-    list.extend(found.iter().map(|(_, ip)| SocketAddr::new(*ip, port).to_string()));
+    list.extend(
+        found
+            .iter()
+            .map(|(_, ip)| SocketAddr::new(*ip, port).to_string()),
+    );
     list.dedup();
     list.truncate(MOST);
     list
@@ -42,7 +49,9 @@ pub(super) fn guess(listen: SocketAddr) -> Vec<String> {
 
 /// Of containers and virtual machines on this host: tried last.
 fn is_virtual(interface: &str) -> bool {
-    ["docker", "br-", "veth", "virbr", "lxc", "cni", "podman"].iter().any(|p| interface.starts_with(p))
+    ["docker", "br-", "veth", "virbr", "lxc", "cni", "podman"]
+        .iter()
+        .any(|p| interface.starts_with(p))
 }
 
 fn is_reachable(ip: IpAddr) -> bool {

@@ -43,9 +43,15 @@ impl VaultDestination {
     fn describe(&self, name: &SourceName) -> Result<(), VaultError> {
         let known = self.vault.source(name)?;
         let peers = self.peers.list().unwrap_or_default();
-        let key = peers.iter().find(|(n, _)| n == name).map(|(_, key)| key.to_string());
+        let key = peers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, key)| key.to_string());
         let info = match (known, key) {
-            (Some(info), Some(key)) if info.fingerprint != key => SourceInfo { fingerprint: key, ..info },
+            (Some(info), Some(key)) if info.fingerprint != key => SourceInfo {
+                fingerprint: key,
+                ..info
+            },
             (Some(_), _) => return Ok(()),
             (None, key) => SourceInfo {
                 name: name.clone(),
@@ -67,22 +73,34 @@ impl VaultDestination {
             name: name.clone(),
         });
         let hear = progress.clone();
-        let options = Options { mirror, events: Arc::new(move |event| hear.event(event)) };
+        let options = Options {
+            mirror,
+            events: Arc::new(move |event| hear.event(event)),
+        };
         let log = SourceVault::open(&self.vault, name, options)?;
         progress.opened(log.last_commit().map_or(BatchSeq(0), |c| c.seq));
         let log_dir = self.vault.source_dir(name).join("log");
-        Ok(VaultSink { log, log_dir, progress, mirror })
+        Ok(VaultSink {
+            log,
+            log_dir,
+            progress,
+            mirror,
+        })
     }
 }
 
 impl Destination for VaultDestination {
     fn pair(&self, token: &[u8], peer: &Fingerprint) -> Result<SourceName, Refusal> {
-        let name = self.peers.pair(&self.invites, token, peer, now()).map_err(|e| match e {
-            PairingError::Redeem(e) => Refusal::new(RefusalCode::Invite, e.to_string()),
-            PairingError::Store(e) => trouble("cannot pair", &e),
-        })?;
+        let name = self
+            .peers
+            .pair(&self.invites, token, peer, now())
+            .map_err(|e| match e {
+                PairingError::Redeem(e) => Refusal::new(RefusalCode::Invite, e.to_string()),
+                PairingError::Store(e) => trouble("cannot pair", &e),
+            })?;
         tracing::info!(source = %name, key = %peer, "paired");
-        self.describe(&name).map_err(|e| trouble("cannot pair", &e))?;
+        self.describe(&name)
+            .map_err(|e| trouble("cannot pair", &e))?;
         Ok(name)
     }
 
@@ -96,7 +114,11 @@ impl Destination for VaultDestination {
     fn open(&self, name: &SourceName, events: EventSender) -> Result<Arc<dyn SourceSink>, Refusal> {
         match self.open_sink(name, events) {
             Ok(sink) => Ok(Arc::new(sink)),
-            Err(VaultError::Io { what: "lock", source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(VaultError::Io {
+                what: "lock",
+                source,
+                ..
+            }) if source.kind() == std::io::ErrorKind::WouldBlock => {
                 let text = "another process at the vault is writing this source: is it connected twice, by ssh and by TLS?";
                 Err(Refusal::new(RefusalCode::Busy, text))
             }
@@ -110,7 +132,10 @@ impl Destination for VaultDestination {
     fn history(&self, name: &SourceName) -> Result<HistoryAnswers, Refusal> {
         let dir = self.vault.source_dir(name);
         if !dir.is_dir() {
-            return Err(Refusal::new(RefusalCode::Denied, format!("this vault has no backup of {name} yet")));
+            return Err(Refusal::new(
+                RefusalCode::Denied,
+                format!("this vault has no backup of {name} yet"),
+            ));
         }
         let history = History::open(&dir).map_err(|e| trouble("cannot open the history", &e))?;
         let answers = move |request: &Request| -> Response { history.answer(request) };
@@ -121,7 +146,10 @@ impl Destination for VaultDestination {
 /// A refusal for what may be over when the source comes back; the vault's own log has the details.
 fn trouble(what: &str, e: &dyn std::error::Error) -> Refusal {
     tracing::warn!(error = %e, "{what}");
-    Refusal::new(RefusalCode::Busy, format!("the vault is in trouble: {what}: {e}"))
+    Refusal::new(
+        RefusalCode::Busy,
+        format!("the vault is in trouble: {what}: {e}"),
+    )
 }
 
 fn now() -> Timestamp {
@@ -174,7 +202,10 @@ impl Progress {
         tracing::warn!(source = %self.name, retry, "{what}");
         let retry_after = if retry { RETRY_TROUBLE } else { RETRY_BROKEN };
         self.state.lock().failed = Some(match retry {
-            true => SinkError::Failed { text: what.clone(), retry_after },
+            true => SinkError::Failed {
+                text: what.clone(),
+                retry_after,
+            },
             false => SinkError::BadBatch { text: what.clone() },
         });
         self.failure.write(&what);
@@ -191,7 +222,10 @@ impl Progress {
     /// Why the log is closed.
     fn reason(&self, closed: String) -> SinkError {
         let known = self.state.lock().failed.clone();
-        known.unwrap_or(SinkError::Failed { text: closed, retry_after: RETRY_TROUBLE })
+        known.unwrap_or(SinkError::Failed {
+            text: closed,
+            retry_after: RETRY_TROUBLE,
+        })
     }
 }
 
@@ -217,7 +251,9 @@ impl SourceSink for VaultSink {
     }
 
     fn submit(&self, record: Record) -> Result<(), SinkError> {
-        self.log.submit(record).map_err(|e| self.progress.reason(e.0))
+        self.log
+            .submit(record)
+            .map_err(|e| self.progress.reason(e.0))
     }
 
     fn abort(&self) {
@@ -225,14 +261,25 @@ impl SourceSink for VaultSink {
         let _ = self.log.abort_batch();
     }
 
-    fn replay(&self, after: BatchSeq, out: &mut dyn FnMut(Record) -> bool) -> Result<(), SinkError> {
+    fn replay(
+        &self,
+        after: BatchSeq,
+        out: &mut dyn FnMut(Record) -> bool,
+    ) -> Result<(), SinkError> {
         let Some(last) = self.log.last_commit() else {
             return Ok(());
         };
         replay(&self.log_dir, after, last.seq, out).map_err(|e| {
             tracing::warn!(source = %self.progress.name, error = %e, "replay");
-            let retry_after = if e.is_io() { RETRY_TROUBLE } else { RETRY_BROKEN };
-            SinkError::Failed { text: format!("the log cannot be replayed: {e}"), retry_after }
+            let retry_after = if e.is_io() {
+                RETRY_TROUBLE
+            } else {
+                RETRY_BROKEN
+            };
+            SinkError::Failed {
+                text: format!("the log cannot be replayed: {e}"),
+                retry_after,
+            }
         })
     }
 }
@@ -254,7 +301,12 @@ fn replay(
                 Found::Record { record, .. } => record,
                 Found::Damage(d) if d.seq.is_some_and(|s| s <= after || s > last) => continue,
                 Found::Damage(d) => {
-                    return Err(LogError::Damaged { segment, offset: d.place.offset, seq: d.seq, what: d.what });
+                    return Err(LogError::Damaged {
+                        segment,
+                        offset: d.place.offset,
+                        seq: d.seq,
+                        what: d.what,
+                    });
                 }
             };
             let seq = record.header.seq;
@@ -271,11 +323,18 @@ fn replay(
 }
 
 /// Index of the last segment that begins at or before the batch behind `after`.
-fn first_segment(log_dir: &std::path::Path, segments: &[u64], after: BatchSeq) -> Result<usize, LogError> {
+fn first_segment(
+    log_dir: &std::path::Path,
+    segments: &[u64],
+    after: BatchSeq,
+) -> Result<usize, LogError> {
     let mut first = 0;
     for (i, &segment) in segments.iter().enumerate() {
         // A segment whose header is damaged is read through, whatever is in it.
-        if Scan::open(log_dir, segment)?.header().is_ok_and(|h| h.first_seq <= after.next()) {
+        if Scan::open(log_dir, segment)?
+            .header()
+            .is_ok_and(|h| h.first_seq <= after.next())
+        {
             first = i;
         }
     }

@@ -32,7 +32,10 @@ impl FailureFile {
 
     /// Remembers; on a full disk it cannot, and the log message has to do.
     pub(super) fn write(&self, what: &str) {
-        let failure = Failure { what: what.into(), time: SystemTime::now().into() };
+        let failure = Failure {
+            what: what.into(),
+            time: SystemTime::now().into(),
+        };
         if let Err(e) = save_toml(&self.0, &failure) {
             tracing::debug!(error = %e, "the failure cannot be noted");
         }

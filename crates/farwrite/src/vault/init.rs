@@ -14,7 +14,11 @@ const NOTHING: &str = "lost+found";
 pub(super) fn run(dir: &Path, mirror: bool) -> anyhow::Result<()> {
     let vault = create(dir, mirror)?;
     let at = vault.dir().display();
-    let what = if mirror { "history and a live mirror of every source" } else { "history only, no mirrors" };
+    let what = if mirror {
+        "history and a live mirror of every source"
+    } else {
+        "history only, no mirrors"
+    };
     println!("made a vault in {at} ({what})");
     println!("next, on this machine:");
     println!("  farwrite vault serve {at}");
@@ -37,7 +41,10 @@ pub(crate) fn create(dir: &Path, mirror: bool) -> anyhow::Result<Vault> {
             for entry in entries {
                 let entry = entry.with_context(|| dir.display().to_string())?;
                 if entry.file_name() != NOTHING {
-                    bail!("{} is not empty: a vault needs a new or empty directory", dir.display());
+                    bail!(
+                        "{} is not empty: a vault needs a new or empty directory",
+                        dir.display()
+                    );
                 }
             }
         }
@@ -45,7 +52,10 @@ pub(crate) fn create(dir: &Path, mirror: bool) -> anyhow::Result<Vault> {
         Err(e) => return Err(e).with_context(|| dir.display().to_string()),
     }
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir);
     made.with_context(|| format!("cannot make {}", dir.display()))?;
     let vault = Vault::init(&dir, mirror, SystemTime::now().into())?;
     Identity::load_or_create(&dir).context("this vault's key")?;

@@ -9,18 +9,31 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// Makes and prints an invite.
-pub(super) fn run(vault_dir: &Path, name: &SourceName, addresses: Vec<String>, ttl: Duration) -> anyhow::Result<()> {
+pub(super) fn run(
+    vault_dir: &Path,
+    name: &SourceName,
+    addresses: Vec<String>,
+    ttl: Duration,
+) -> anyhow::Result<()> {
     let vault = init::open(vault_dir)?;
     let listen = serve::last_listen(vault.dir());
     let addresses = match addresses.is_empty() {
         true => address::guess(listen),
-        false => addresses.into_iter().map(|a| checked(a, listen.port())).collect::<anyhow::Result<_>>()?,
+        false => addresses
+            .into_iter()
+            .map(|a| checked(a, listen.port()))
+            .collect::<anyhow::Result<_>>()?,
     };
     if addresses.is_empty() {
-        bail!("this machine has no address that others could reach: say where with --address HOST:PORT");
+        bail!(
+            "this machine has no address that others could reach: say where with --address HOST:PORT"
+        );
     }
     let identity = Identity::load_or_create(vault.dir()).context("this vault's key")?;
-    let known = PeerStore::new(vault.dir()).list()?.iter().any(|(n, _)| n == name);
+    let known = PeerStore::new(vault.dir())
+        .list()?
+        .iter()
+        .any(|(n, _)| n == name);
     let now = Timestamp::from(SystemTime::now());
     let store = InviteStore::new(vault.dir());
     let invite = store.create(name, addresses, identity.fingerprint(), now, ttl)?;
@@ -31,12 +44,21 @@ pub(super) fn run(vault_dir: &Path, name: &SourceName, addresses: Vec<String>, t
 
 fn explain(name: &SourceName, addresses: &[String], expires: Timestamp, known: bool) {
     let zone = jiff::tz::TimeZone::system();
-    let until = jiff::Timestamp::from_second(expires.sec).map(|t| t.to_zoned(zone).strftime("%Y-%m-%d %H:%M %Z").to_string());
-    eprintln!("The line above lets one machine join as {name}, once, until {}.", until.unwrap_or_default());
-    eprintln!("It holds these addresses of this vault: {}", addresses.join(", "));
+    let until = jiff::Timestamp::from_second(expires.sec)
+        .map(|t| t.to_zoned(zone).strftime("%Y-%m-%d %H:%M %Z").to_string());
+    eprintln!(
+        "The line above lets one machine join as {name}, once, until {}.",
+        until.unwrap_or_default()
+    );
+    eprintln!(
+        "It holds these addresses of this vault: {}",
+        addresses.join(", ")
+    );
     eprintln!("On that machine:  farwrite source add DIR --to LINE");
     if known {
-        eprintln!("{name} has joined before: whoever uses this line takes its place and goes on with its history.");
+        eprintln!(
+            "{name} has joined before: whoever uses this line takes its place and goes on with its history."
+        );
     }
 }
 
@@ -69,7 +91,17 @@ mod tests {
         assert_eq!(ok("h:1"), "h:1");
         assert_eq!(ok("h"), "h:7");
         assert_eq!(ok("[::1]:5"), "[::1]:5");
-        for bad in ["", ":5", "h:", "h:x", "h:0", "h:99999", "::1", "http://h:5", "a b:5"] {
+        for bad in [
+            "",
+            ":5",
+            "h:",
+            "h:x",
+            "h:0",
+            "h:99999",
+            "::1",
+            "http://h:5",
+            "a b:5",
+        ] {
             assert!(checked(bad.into(), 7).is_err(), "{bad:?}");
         }
     }

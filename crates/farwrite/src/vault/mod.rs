@@ -20,11 +20,23 @@ use crate::cli::VaultCommand;
 /// Does what was asked.
 pub fn run(command: VaultCommand) -> anyhow::Result<()> {
     match command {
-        VaultCommand::Init { vault_dir, no_mirror } => init::run(&vault_dir, !no_mirror),
+        VaultCommand::Init {
+            vault_dir,
+            no_mirror,
+        } => init::run(&vault_dir, !no_mirror),
         VaultCommand::Serve { vault_dir, listen } => serve::run(&vault_dir, &listen),
-        VaultCommand::Invite { vault_dir, name, address, expires } => invite::run(&vault_dir, &name, address, expires),
+        VaultCommand::Invite {
+            vault_dir,
+            name,
+            address,
+            expires,
+        } => invite::run(&vault_dir, &name, address, expires),
         VaultCommand::Status { vault_dir, json } => status::run(&vault_dir, json),
-        VaultCommand::Verify { vault_dir, name, json } => verify::run(&vault_dir, name.as_ref(), json),
+        VaultCommand::Verify {
+            vault_dir,
+            name,
+            json,
+        } => verify::run(&vault_dir, name.as_ref(), json),
         VaultCommand::Stdio { vault_dir, name } => serve::stdio(&vault_dir, name),
     }
 }

@@ -51,14 +51,23 @@ impl Serving {
         let dir = vault.dir().to_owned();
         let lock = lock(&dir)?;
         let tls = Identity::load_or_create(&dir).context("this vault's key")?;
-        Ok(Serving { service: service(vault), tls, dir, _lock: lock })
+        Ok(Serving {
+            service: service(vault),
+            tls,
+            dir,
+            _lock: lock,
+        })
     }
 
     fn fingerprint(&self) -> Fingerprint {
         self.tls.fingerprint()
     }
 
-    async fn run(self, listener: TcpListener, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        listener: TcpListener,
+        shutdown: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
         let listen = listener.local_addr()?;
         if let Err(e) = save_toml(&self.dir.join("serve.toml"), &Served { listen }) {
             // Only invites would have used it; a full disk must not keep the sources' histories away.
@@ -79,20 +88,33 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    Serving::prepare(init::open(&vault_dir)?)?.run(listener, shutdown).await
+    Serving::prepare(init::open(&vault_dir)?)?
+        .run(listener, shutdown)
+        .await
 }
 
 fn service(vault: Vault) -> Arc<Service> {
-    Service::new(Arc::new(VaultDestination::new(vault)), ServerOptions::new(host_name()))
+    Service::new(
+        Arc::new(VaultDestination::new(vault)),
+        ServerOptions::new(host_name()),
+    )
 }
 
 fn lock(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join("serve.lock");
-    let opened = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let opened = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path);
     let file = opened.with_context(|| path.display().to_string())?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => bail!("{} is being served already by another process", dir.display()),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "{} is being served already by another process",
+            dir.display()
+        ),
         Err(e) => Err(e).with_context(|| path.display().to_string()),
     }
 }
@@ -107,7 +129,11 @@ pub(super) fn run(vault_dir: &Path, listen: &str) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (dir, fingerprint) = (serving.dir.clone(), serving.fingerprint());
-        println!("serving {} on {}, fingerprint {fingerprint}", dir.display(), listener.local_addr()?);
+        println!(
+            "serving {} on {}, fingerprint {fingerprint}",
+            dir.display(),
+            listener.local_addr()?
+        );
         let mut server = tokio::spawn(serving.run(listener, shutdown));
         notify(&[sd_notify::NotifyState::Ready]);
         tokio::select! {
@@ -145,7 +171,10 @@ fn bind(listen: &str) -> anyhow::Result<TcpListener> {
 fn runtime() -> anyhow::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(*WORKERS.start(), |n| n.get());
     let workers = cores.clamp(*WORKERS.start(), *WORKERS.end());
-    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
     built.context("cannot start the async runtime")
 }
 

@@ -44,7 +44,10 @@ pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if rows.is_empty() {
-        println!("no source yet: farwrite vault invite {} --name SOURCE", vault.dir().display());
+        println!(
+            "no source yet: farwrite vault invite {} --name SOURCE",
+            vault.dir().display()
+        );
         return Ok(());
     }
     print!("{}", table(&rows, now));
@@ -69,7 +72,9 @@ fn rows(vault: &Vault) -> anyhow::Result<Vec<Row>> {
 }
 
 fn rfc3339(t: Timestamp) -> Option<String> {
-    jiff::Timestamp::new(t.sec, t.nsec as i32).ok().map(|t| t.to_string())
+    jiff::Timestamp::new(t.sec, t.nsec as i32)
+        .ok()
+        .map(|t| t.to_string())
 }
 
 fn to_json(row: &Row, now: Timestamp) -> Value {
@@ -100,21 +105,42 @@ fn to_json(row: &Row, now: Timestamp) -> Value {
 }
 
 fn table(rows: &[Row], now: Timestamp) -> String {
-    let mut cells = vec![["SOURCE", "LAST BACKUP", "AGE", "VERSIONS", "SIZE", "MIRROR"].map(String::from)];
+    let mut cells =
+        vec![["SOURCE", "LAST BACKUP", "AGE", "VERSIONS", "SIZE", "MIRROR"].map(String::from)];
     let mut notes = String::new();
     for row in rows {
         cells.push(match &row.status {
             Ok(s) => cells_of(row, s, now),
-            Err(_) => [row.name.to_string(), "?".into(), "?".into(), "?".into(), "?".into(), "?".into()],
+            Err(_) => [
+                row.name.to_string(),
+                "?".into(),
+                "?".into(),
+                "?".into(),
+                "?".into(),
+                "?".into(),
+            ],
         });
-        let mut note = |text: String| notes.push_str(&format!("! {}: {}\n", row.name, path::lossy(text.as_bytes())));
+        let mut note = |text: String| {
+            notes.push_str(&format!(
+                "! {}: {}\n",
+                row.name,
+                path::lossy(text.as_bytes())
+            ))
+        };
         match &row.status {
             Err(e) => note(e.to_string()),
-            Ok(s) if s.damaged > 0 => note(format!("{} batches are damaged: farwrite vault verify says which", s.damaged)),
+            Ok(s) if s.damaged > 0 => note(format!(
+                "{} batches are damaged: farwrite vault verify says which",
+                s.damaged
+            )),
             Ok(_) => {}
         }
         if let Some(f) = &row.failure {
-            note(format!("{} ({} ago)", f.what, bytes::span(now.since(f.time))));
+            note(format!(
+                "{} ({} ago)",
+                f.what,
+                bytes::span(now.since(f.time))
+            ));
         }
     }
     format!("{}{notes}", aligned(&cells))
@@ -124,17 +150,28 @@ fn cells_of(row: &Row, s: &SourceStatus, now: Timestamp) -> [String; 6] {
     let zone = jiff::tz::TimeZone::system();
     let local = |t: Timestamp| {
         let t = jiff::Timestamp::new(t.sec, t.nsec as i32).ok()?;
-        Some(t.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+        Some(
+            t.to_zoned(zone.clone())
+                .strftime("%Y-%m-%d %H:%M:%S")
+                .to_string(),
+        )
     };
     let mirror = match &s.mirror_path {
         None => "none".into(),
         Some(p) if s.mirror_seq == s.last_seq => p.display().to_string(),
-        Some(p) => format!("{} ({} batches behind)", p.display(), s.last_seq.0.saturating_sub(s.mirror_seq.0)),
+        Some(p) => format!(
+            "{} ({} batches behind)",
+            p.display(),
+            s.last_seq.0.saturating_sub(s.mirror_seq.0)
+        ),
     };
     [
         row.name.to_string(),
-        s.last_time.and_then(local).unwrap_or_else(|| "never".into()),
-        s.last_time.map_or_else(|| "-".into(), |t| bytes::span(now.since(t))),
+        s.last_time
+            .and_then(local)
+            .unwrap_or_else(|| "never".into()),
+        s.last_time
+            .map_or_else(|| "-".into(), |t| bytes::span(now.since(t))),
         bytes::grouped(s.versions),
         bytes::show(s.log_bytes),
         mirror,
@@ -150,7 +187,11 @@ fn aligned(rows: &[[String; 6]]) -> String {
         let mut line = String::new();
         for (i, cell) in row.iter().enumerate() {
             let w = widths[i];
-            let text = if (2..5).contains(&i) { format!("{cell:>w$}  ") } else { format!("{cell:<w$}  ") };
+            let text = if (2..5).contains(&i) {
+                format!("{cell:>w$}  ")
+            } else {
+                format!("{cell:<w$}  ")
+            };
             line.push_str(&text);
         }
         out.push_str(line.trim_end());

@@ -68,30 +68,45 @@ fn progress_bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}");
+    let style = ProgressStyle::with_template(
+        "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+    );
     ProgressBar::new(total).with_style(style.expect("a valid template"))
 }
 
 fn count((_, report): &Verified) -> u64 {
-    report.as_ref().map_or(1, |r| r.findings.len() as u64 + r.more_findings)
+    report
+        .as_ref()
+        .map_or(1, |r| r.findings.len() as u64 + r.more_findings)
 }
 
 fn print((name, report): &Verified) {
     let r = match report {
         Ok(r) => r,
-        Err(e) => return println!("{name}: cannot be verified: {}", path::lossy(e.to_string().as_bytes())),
+        Err(e) => {
+            return println!(
+                "{name}: cannot be verified: {}",
+                path::lossy(e.to_string().as_bytes())
+            );
+        }
     };
     for f in &r.findings {
         let batch = f.seq.map(|s| format!(", batch {s}")).unwrap_or_default();
         let what = path::lossy(f.what.as_bytes());
-        println!("{name}: segment {}, offset {}{batch}: {what}", f.segment, f.offset);
+        println!(
+            "{name}: segment {}, offset {}{batch}: {what}",
+            f.segment, f.offset
+        );
     }
     if r.more_findings > 0 {
         println!("{name}: {} more findings", bytes::grouped(r.more_findings));
     }
     if r.is_clean() {
         let (batches, records) = (bytes::grouped(r.batches), bytes::grouped(r.records));
-        println!("{name}: ok, {batches} batches, {records} records, {}", bytes::show(r.bytes));
+        println!(
+            "{name}: ok, {batches} batches, {records} records, {}",
+            bytes::show(r.bytes)
+        );
     }
 }
 
