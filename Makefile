@@ -18,7 +18,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
-	@echo 'make check                     formatting and lints, warnings denied'
+	@echo 'make check                     formatting, lints (warnings denied), documents'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make install PREFIX=/usr/local install the program and the systemd units (DESTDIR= for packagers)'
 
@@ -32,6 +32,7 @@ test:
 
 check:
 	@scripts/setup build
+	scripts/claims
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
