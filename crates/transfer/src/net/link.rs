@@ -115,7 +115,7 @@ pub enum SendError {
 /// Why a replay gave up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
-    /// Only between an `Up` and `begin`, one at a time.
+    /// Only between an `Up` and `begin`, one at a time (also one whose iterator was dropped has to run out).
     #[error("a replay is possible only while connected and before begin()")]
     NotNow,
     /// The connection was lost meanwhile: another `Up` with `first` follows.
@@ -269,7 +269,7 @@ impl SourceLink {
     pub fn replay(&self, after: BatchSeq) -> Result<Replay, ReplayError> {
         let (sender, receiver) = mpsc::channel(REPLAY_RECORDS);
         let mut state = self.shared.state.lock();
-        if !state.session.replay(after) {
+        if state.replay.is_some() || !state.session.replay(after) {
             return Err(ReplayError::NotNow);
         }
         state.replay = Some(sender);
@@ -515,11 +515,13 @@ impl Task<'_> {
                     match (permit, replayed.pop_front().expect("guarded")) {
                         (Ok(permit), Some(record)) => permit.send(Some(record)),
                         (Ok(permit), None) => {
-                            permit.send(None);
+                            // First free the place, then tell: the caller may ask again at once.
                             self.shared.state.lock().replay = None;
+                            permit.send(None);
                         }
                         // The caller has dropped the iterator: the rest is for nobody.
-                        (Err(_), _) => {}
+                        (Err(_), None) => self.shared.state.lock().replay = None,
+                        (Err(_), Some(_)) => {}
                     }
                 }
                 () = self.shared.wake.notified() => {}

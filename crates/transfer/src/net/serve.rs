@@ -35,7 +35,8 @@ pub const SESSIONS: usize = 512;
 pub const HANDSHAKES: usize = 64;
 /// How long a newer session waits for the older one's log to be closed.
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(20);
-/// After a refusal, how long to read on so that it is not lost in a connection reset.
+/// How long an ended session may take to send its last words, and again how long to read on after a refusal so that it is
+/// not lost in a connection reset.
 const LINGER: Duration = Duration::from_secs(2);
 /// At a shutdown, how long to wait for the sessions.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
@@ -352,6 +353,7 @@ where
     let mut opening: Option<Opening> = None;
     let mut job: Option<Job> = None;
     let mut new = true;
+    let mut ended_at: Option<Duration> = None;
 
     loop {
         let now = start.elapsed();
@@ -377,6 +379,13 @@ where
             session.lost(SessionEnd::Lost(why));
             break;
         }
+        if session.ended().is_some() {
+            // A peer that does not read, or a log that is stuck, must not hold up a takeover.
+            let since = *ended_at.get_or_insert(now);
+            if now >= since + LINGER {
+                break;
+            }
+        }
         match session.ended() {
             Some(SessionEnd::Lost(_) | SessionEnd::Silent) => break,
             Some(_) if !out.is_busy() && job.is_none() => break,
@@ -385,6 +394,9 @@ where
         let mut wake = session.deadline().min(out.last_moved() + STALLED_AFTER);
         if session.is_new() {
             wake = wake.min(HANDSHAKE_WITHIN);
+        }
+        if let Some(since) = ended_at {
+            wake = wake.min(since + LINGER);
         }
         let live = session.ended().is_none();
         let jobs = attached.jobs.clone();

@@ -110,6 +110,8 @@ pub struct FakeVault {
     pub tokens: Mutex<HashMap<Vec<u8>, SourceName>>,
     /// While true, `submit` blocks.
     pub stuck: Arc<(Mutex<bool>, Condvar)>,
+    /// Submits that block now.
+    pub blocked: Arc<Mutex<u32>>,
     /// Fails the next submit with this.
     pub trouble: Arc<Mutex<Option<SinkError>>>,
 }
@@ -149,6 +151,7 @@ impl Destination for FakeVault {
             log,
             events,
             stuck: self.stuck.clone(),
+            blocked: self.blocked.clone(),
             trouble: self.trouble.clone(),
         }))
     }
@@ -167,6 +170,7 @@ struct FakeSink {
     log: Arc<Mutex<Log>>,
     events: EventSender,
     stuck: Arc<(Mutex<bool>, Condvar)>,
+    blocked: Arc<Mutex<u32>>,
     trouble: Arc<Mutex<Option<SinkError>>>,
 }
 
@@ -194,9 +198,11 @@ impl SourceSink for FakeSink {
             return Err(e);
         }
         let mut stuck = self.stuck.0.lock();
+        *self.blocked.lock() += 1;
         while *stuck {
             self.stuck.1.wait(&mut stuck);
         }
+        *self.blocked.lock() -= 1;
         drop(stuck);
         let mut log = self.log.lock();
         let (seq, commit) = (record.header.seq, record.header.kind == RecordKind::Commit);

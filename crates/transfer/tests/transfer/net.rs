@@ -140,7 +140,7 @@ fn a_newer_session_takes_over_and_there_is_never_a_second_writer() {
     first.begin();
     let mut maker = Maker::new();
     let one = maker.batch(1, 100);
-    send_all(&first, &[one.clone()]);
+    send_all(&first, std::slice::from_ref(&one));
     wait_for("ack", || first.stats().acked);
     // An unfinished batch must be gone when the newer session opens the log.
     first.send(maker.batch(1, 100)[0].clone()).unwrap();
@@ -164,11 +164,85 @@ fn a_newer_session_takes_over_and_there_is_never_a_second_writer() {
         chain: Maker::new().after(&one),
     };
     let two = maker.batch(2, 50);
-    send_all(&second, &[two.clone()]);
+    send_all(&second, std::slice::from_ref(&two));
     wait_for("ack", || {
         (second.stats().acked == Some(BatchSeq(2))).then_some(())
     });
     assert_eq!(vault.log("web").lock().batches, [one, two]);
+}
+
+#[test]
+fn a_takeover_waits_until_the_older_session_has_let_go_of_the_log() {
+    let rt = Runtime::new().unwrap();
+    let vault = Arc::new(FakeVault::default());
+    let service = service(&vault);
+    let (first, first_events) = link(&rt, memory(&rt, service.clone(), vec![]));
+    wait_up(&first_events);
+    first.begin();
+    vault.set_stuck(true);
+    first.send(Maker::new().batch(1, 100).remove(0)).unwrap();
+    wait_for("a submit that blocks", || {
+        (*vault.blocked.lock() > 0).then_some(())
+    });
+    let (_second, second_events) = link(&rt, memory(&rt, service.clone(), vec![]));
+    assert_eq!(wait_refused(&first_events).0, RefusalCode::TakenOver);
+    // That something does not happen can only be watched for a while.
+    let watched = std::time::Instant::now();
+    while watched.elapsed() < Duration::from_millis(300) {
+        assert_eq!(vault.log("web").lock().opens, 1, "opened twice");
+        std::thread::yield_now();
+    }
+    assert!(second_events.lock().is_empty());
+    vault.set_stuck(false);
+    wait_up(&second_events);
+    let log = vault.log("web");
+    let log = log.lock();
+    assert_eq!((log.opens, log.aborts), (2, 1));
+}
+
+#[test]
+fn a_replay_that_is_cut_off_never_looks_whole() {
+    let rt = Runtime::new().unwrap();
+    let vault = Arc::new(FakeVault::default());
+    let service = service(&vault);
+    let mut maker = Maker::new();
+    vault.log("web").lock().batches = (0..2000).map(|_| maker.batch(0, 0)).collect();
+    let (first, events) = link(&rt, memory(&rt, service.clone(), vec![]));
+    wait_up(&events);
+    let mut replay = first.replay(BatchSeq(0)).unwrap();
+    replay.next().unwrap().unwrap();
+    // More than fits on the way is still at the vault when another session ends this one.
+    let (_second, second_events) = link(&rt, memory(&rt, service, vec![]));
+    wait_up(&second_events);
+    let items: Vec<_> = replay.collect();
+    assert!(items.len() < 4000, "{}", items.len());
+    assert_eq!(items.last(), Some(&Err(ReplayError::Lost)));
+    assert!(items[..items.len() - 1].iter().all(Result::is_ok));
+}
+
+#[test]
+fn a_refusal_over_tcp_is_not_lost_in_a_reset() {
+    let rt = Runtime::new().unwrap();
+    let service = service(&Arc::new(FakeVault::default()));
+    rt.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (_keep, shutdown) = watch::channel(false);
+        let peer = Peer::Named(name("web"));
+        let session = tokio::spawn(serve_connection(service, stream, peer, shutdown));
+        client.write_all(&[0xaa; 8 << 20]).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        let mut f = Framer::default();
+        f.push(&got);
+        let said = Message::from_record(&f.next(1 << 20).unwrap().unwrap()).unwrap();
+        assert!(matches!(said, Message::Refused(_)));
+        assert!(matches!(session.await.unwrap(), SessionEnd::Refused(_)));
+    });
 }
 
 #[test]
@@ -230,7 +304,15 @@ fn a_replay_brings_names_and_commits_and_only_before_begin() {
         .filter(|r| r.header.kind != RecordKind::Block)
         .collect();
     assert_eq!(got, want);
-    assert_eq!(link.replay(BatchSeq(200)).unwrap().count(), 0);
+    // One right behind the other: the end of one must not be taken for the end of the next.
+    for after in (100..=200).rev() {
+        let count = link
+            .replay(BatchSeq(after))
+            .unwrap()
+            .map(Result::unwrap)
+            .count();
+        assert_eq!(count as u64, 2 * (200 - after));
+    }
     link.begin();
     assert_eq!(link.replay(BatchSeq(0)).err(), Some(ReplayError::NotNow));
     let next = maker.batch(0, 0);
@@ -252,7 +334,7 @@ fn a_failing_log_is_told_and_tried_again() {
         retry_after: Duration::from_millis(100),
     });
     let batch = Maker::new().batch(3, 10);
-    send_all(&link, &[batch.clone()]);
+    send_all(&link, std::slice::from_ref(&batch));
     assert!(wait_down(&events).contains("disk full"));
     wait_for("ack", || link.stats().acked);
     assert_eq!(vault.log("web").lock().batches, [batch]);
