@@ -63,7 +63,7 @@ pub(crate) fn create(dir: &Path, mirror: bool) -> anyhow::Result<Vault> {
 }
 
 /// Opens a vault, with words for who mistook the directory.
-pub(super) fn open(dir: &Path) -> anyhow::Result<Vault> {
+pub(crate) fn open(dir: &Path) -> anyhow::Result<Vault> {
     let dir = std::path::absolute(dir)?;
     match Vault::open(&dir) {
         Ok(vault) => Ok(vault),

@@ -12,7 +12,7 @@ mod verify;
 
 // For a vault in the same process as its source.
 pub(crate) use destination::VaultDestination;
-pub(crate) use init::create;
+pub(crate) use init::{create, open};
 pub(crate) use serve::serve;
 
 use crate::cli::VaultCommand;

@@ -47,16 +47,29 @@ struct Serving {
 }
 
 impl Serving {
-    fn prepare(vault: Vault) -> anyhow::Result<Serving> {
+    /// Takes the lock, and notes where `listener` listens, for the invites.
+    fn prepare(
+        vault: Vault,
+        listener: impl FnOnce() -> anyhow::Result<TcpListener>,
+    ) -> anyhow::Result<(Serving, TcpListener)> {
         let dir = vault.dir().to_owned();
         let lock = lock(&dir)?;
         let tls = Identity::load_or_create(&dir).context("this vault's key")?;
-        Ok(Serving {
+        let listener = listener()?;
+        let served = Served {
+            listen: listener.local_addr()?,
+        };
+        if let Err(e) = save_toml(&dir.join("serve.toml"), &served) {
+            // Only invites would have used it; a full disk must not keep the sources' histories away.
+            tracing::warn!(error = %e, "the port cannot be noted");
+        }
+        let serving = Serving {
             service: service(vault),
             tls,
             dir,
             _lock: lock,
-        })
+        };
+        Ok((serving, listener))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -68,11 +81,6 @@ impl Serving {
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let listen = listener.local_addr()?;
-        if let Err(e) = save_toml(&self.dir.join("serve.toml"), &Served { listen }) {
-            // Only invites would have used it; a full disk must not keep the sources' histories away.
-            tracing::warn!(error = %e, "the port cannot be noted");
-        }
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let config = tls::server_config(&self.tls)?;
@@ -88,9 +96,8 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    Serving::prepare(init::open(&vault_dir)?)?
-        .run(listener, shutdown)
-        .await
+    let (serving, listener) = Serving::prepare(init::open(&vault_dir)?, || Ok(listener))?;
+    serving.run(listener, shutdown).await
 }
 
 fn service(vault: Vault) -> Arc<Service> {
@@ -121,8 +128,7 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 
 /// The command: serves in the foreground until SIGINT or SIGTERM.
 pub(super) fn run(vault_dir: &Path, listen: &str) -> anyhow::Result<()> {
-    let serving = Serving::prepare(init::open(vault_dir)?)?;
-    let listener = bind(listen)?;
+    let (serving, listener) = Serving::prepare(init::open(vault_dir)?, || bind(listen))?;
     let runtime = runtime()?;
     let (stop, shutdown) = watch::channel(false);
     runtime.block_on(async {
