@@ -58,7 +58,7 @@ enum Command {
     #[command(after_help = "Examples:\n  farwrite diff /srv/data --from \"1 hour ago\"\n  farwrite diff --from 2026-05-01T12:00:00Z --to yesterday")]
     Diff(DiffArgs),
     /// Bring files or directories back, from now or any earlier moment
-    #[command(after_help = "Examples:\n  farwrite restore /srv/data/report.odt --at \"10 minutes ago\" --to /tmp/back\n  farwrite restore /srv/data --at \"yesterday 14:00\" --to / --dry-run\n  farwrite restore /srv/data --to /mnt --vault-dir /mnt/usb/vault --source web1")]
+    #[command(after_help = "Examples:\n  farwrite restore /srv/data/report.odt --at \"10 minutes ago\" --to /tmp/back\n  farwrite restore /srv/data --at \"yesterday 14:00\" --to /srv --dry-run\n  farwrite restore /srv/data --to /mnt --vault-dir /mnt/usb/vault --source web1")]
     Restore(RestoreArgs),
     /// What this machine allows, and what to do about what it lacks
     #[command(after_help = "Examples:\n  farwrite doctor\n  farwrite doctor --json")]

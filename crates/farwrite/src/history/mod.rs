@@ -1,11 +1,34 @@
-//! placeholder
-use crate::cli::*;
+//! The commands that look into the past and bring it back. All they know comes from the history's answers, so that they do
+//! the same over the network and beside a vault's directory. Only `restore` writes, and only where it was told to.
+
+mod ask;
+mod diff;
+mod ls;
+mod place;
+mod restore;
+mod show;
+mod versions;
+mod when;
+
+use crate::cli::{DiffArgs, LsArgs, RestoreArgs, VersionsArgs};
 use crate::state::State;
-/// placeholder
-pub fn versions(_s: &State, _a: &VersionsArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
-/// placeholder
-pub fn ls(_s: &State, _a: &LsArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
-/// placeholder
-pub fn diff(_s: &State, _a: &DiffArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
-/// placeholder
-pub fn restore(_s: &State, _a: &RestoreArgs) -> anyhow::Result<()> { anyhow::bail!("not yet") }
+
+/// `farwrite versions`.
+pub fn versions(state: &State, args: &VersionsArgs) -> anyhow::Result<()> {
+    versions::run(state, args)
+}
+
+/// `farwrite ls`.
+pub fn ls(state: &State, args: &LsArgs) -> anyhow::Result<()> {
+    ls::run(state, args)
+}
+
+/// `farwrite diff`.
+pub fn diff(state: &State, args: &DiffArgs) -> anyhow::Result<()> {
+    diff::run(state, args)
+}
+
+/// `farwrite restore`.
+pub fn restore(state: &State, args: &RestoreArgs) -> anyhow::Result<()> {
+    restore::run(state, args)
+}

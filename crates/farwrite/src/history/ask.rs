@@ -1,0 +1,214 @@
+//! Where the history's answers come from: a vault over the network, or its directory on this machine. Whoever asks does
+//! not know which.
+
+use super::{show, when};
+use crate::cli::HistoryFrom;
+use crate::config::Config;
+use crate::state::State;
+use crate::vault;
+use anyhow::{Context, bail};
+use farwrite_core::history::{Entry, Moment, Request, Response, Version};
+use farwrite_core::{BatchSeq, BytePath, Name, NodeId, limits};
+use farwrite_transfer::net::HistoryClient;
+use farwrite_vault::History;
+use tokio::runtime::Runtime;
+
+/// How this program calls itself to a vault.
+const SOFTWARE: &str = concat!("farwrite ", env!("CARGO_PKG_VERSION"));
+
+/// A history to ask.
+pub(super) struct Ask {
+    from: From,
+    /// What is protected, as far as this machine knows.
+    directories: Vec<BytePath>,
+}
+
+enum From {
+    Directory(History),
+    /// The session ends before the runtime does.
+    Network(
+        HistoryClient,
+        #[expect(dead_code, reason = "drives the session")] Runtime,
+    ),
+}
+
+impl Ask {
+    /// Opens what the arguments name.
+    pub(super) fn open(state: &State, from: &HistoryFrom) -> anyhow::Result<Ask> {
+        if let (Some(dir), Some(source)) = (&from.vault_dir, &from.source) {
+            let vault = vault::open(dir)?;
+            let source_dir = vault.source_dir(source);
+            if !source_dir.is_dir() {
+                bail!(
+                    "{} has no source {source}{}",
+                    dir.display(),
+                    known_sources(&vault)
+                );
+            }
+            let from = From::Directory(History::open(&source_dir)?);
+            return Ok(Ask {
+                from,
+                directories: vec![BytePath::root()],
+            });
+        }
+        let config = Config::load(state)?;
+        let vault = config.vault(from.vault.as_ref())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let client = HistoryClient::connect(runtime.handle(), vault.dialer(state)?, SOFTWARE)
+            .with_context(|| format!("vault {}", vault.name))?;
+        let directories = vault
+            .directories
+            .iter()
+            .map(BytePath::new)
+            .collect::<Result<_, _>>()?;
+        Ok(Ask {
+            from: From::Network(client, runtime),
+            directories,
+        })
+    }
+
+    /// The answer as it comes.
+    pub(super) fn raw(&self, request: Request) -> anyhow::Result<Response> {
+        match &self.from {
+            From::Directory(history) => Ok(history.answer(&request)),
+            From::Network(client, _) => Ok(client.ask(request)?),
+        }
+    }
+
+    /// The answer; an error if the history cannot give one.
+    fn ask(&self, request: Request) -> anyhow::Result<Response> {
+        match self.raw(request)? {
+            Response::Error(text) => bail!(
+                "the vault says: {}",
+                farwrite_core::path::lossy(text.as_bytes())
+            ),
+            other => Ok(other),
+        }
+    }
+
+    /// The protected directories; `/` if this machine does not know.
+    pub(super) fn directories(&self) -> &[BytePath] {
+        &self.directories
+    }
+
+    /// Are user and group numbers of the source those of this machine?
+    pub(super) fn is_local_source(&self) -> bool {
+        matches!(self.from, From::Network(..))
+    }
+
+    /// The first and the last moment.
+    pub(super) fn moments(&self) -> anyhow::Result<(Moment, Moment)> {
+        match self.ask(Request::Moments)? {
+            Response::Moments(Some(both)) => Ok(both),
+            Response::Moments(None) => bail!("nothing has been backed up yet"),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// The moment of a time as a person wrote it; the last one without a time.
+    pub(super) fn moment(&self, at: Option<&str>) -> anyhow::Result<Moment> {
+        let time = at.map(when::parse_now).transpose()?;
+        let (first, last) = self.moments()?;
+        let Some(time) = time else { return Ok(last) };
+        match self.ask(Request::Resolve(time))? {
+            Response::Moment(Some(m)) => Ok(m),
+            Response::Moment(None) => bail!(
+                "{} is before the first backup, which is of {}",
+                show::time(time),
+                show::time(first.time)
+            ),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// What was at a path.
+    pub(super) fn stat(&self, path: &BytePath, at: BatchSeq) -> anyhow::Result<Option<Entry>> {
+        match self.ask(Request::Stat {
+            path: path.clone(),
+            at,
+        })? {
+            Response::Stat(entry) => Ok(entry),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Calls `each` with a directory's entries, in byte order of their names, page by page.
+    pub(super) fn pages(
+        &self,
+        dir: NodeId,
+        at: BatchSeq,
+        each: &mut dyn FnMut(Vec<Entry>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut after: Option<Name> = None;
+        loop {
+            let limit = limits::HISTORY_PAGE as u32;
+            let Response::List { entries, more } = self.ask(Request::List {
+                dir,
+                at,
+                after: after.clone(),
+                limit,
+            })?
+            else {
+                return Err(nonsense());
+            };
+            // A list that does not go forward would never end.
+            if entries.first().is_some_and(|e| e.name <= after) {
+                return Err(nonsense());
+            }
+            after = entries.last().and_then(|e| e.name.clone());
+            each(entries)?;
+            if !more || after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Versions of what was at a path, newest first.
+    pub(super) fn versions(&self, path: &BytePath, limit: u32) -> anyhow::Result<Vec<Version>> {
+        match self.ask(Request::Versions {
+            path: path.clone(),
+            limit,
+        })? {
+            Response::Versions(all) => Ok(all),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Differences below a path.
+    pub(super) fn diff(
+        &self,
+        path: &BytePath,
+        from: BatchSeq,
+        to: BatchSeq,
+    ) -> anyhow::Result<(Vec<farwrite_core::history::Difference>, bool)> {
+        match self.ask(Request::Diff {
+            path: path.clone(),
+            from,
+            to,
+        })? {
+            Response::Diff { changes, truncated } => Ok((changes, truncated)),
+            _ => Err(nonsense()),
+        }
+    }
+}
+
+fn nonsense() -> anyhow::Error {
+    anyhow::anyhow!("the vault's answer makes no sense")
+}
+
+fn known_sources(vault: &farwrite_vault::Vault) -> String {
+    let names: Vec<String> = vault
+        .sources()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|s| s.name.to_string())
+        .collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" (it has {})", names.join(", "))
+    }
+}
