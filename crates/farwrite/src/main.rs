@@ -19,6 +19,8 @@ fn main() -> ExitCode {
     init_logs(&cli);
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads our output has seen enough.
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("farwrite: {}", one_line(&e));
             ExitCode::FAILURE
@@ -39,6 +41,11 @@ fn one_line(e: &anyhow::Error) -> String {
     line
 }
 
+fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    let kind = e.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::BrokenPipe)
+}
+
 /// Logs go to standard error: warnings only, unless `-v` or `FARWRITE_LOG` asks for more.
 fn init_logs(cli: &cli::Cli) {
     let default = match cli.verbose {
@@ -48,5 +55,6 @@ fn init_logs(cli: &cli::Cli) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("FARWRITE_LOG").unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
 }

@@ -502,7 +502,7 @@ fn to_changes(c: &BackupCommand) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use farwrite_core::Extent;
+    use farwrite_core::{Extent, Name};
 
     fn id(ino: u64) -> FileId {
         FileId { dev: 1, ino }

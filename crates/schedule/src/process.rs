@@ -20,8 +20,6 @@ pub struct Outcome {
     pub put_back: Vec<(BackupCommand, bool)>,
     /// The last batch that the round's work is in; `None` if nothing had to be sent.
     pub batch: Option<BatchSeq>,
-    /// Last batch acked so far.
-    pub acked: Option<BatchSeq>,
     /// Time of the last ack.
     pub ack: Duration,
     /// Part of the window in use, 0 to 1.
@@ -44,11 +42,11 @@ pub trait CommandSink {
 /// Counters of the unit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessingStats {
-    /// Commands carried out.
+    /// Commands handed to the backup unit.
     pub commands: u64,
     /// Rounds.
     pub rounds: u64,
-    /// Commands put back.
+    /// Commands that came back: put off, or new ones that a compare led to.
     pub put_back: u64,
     /// Interval chosen after the last round.
     pub interval: Duration,
@@ -95,9 +93,8 @@ impl ProcessingUnit {
         let items = taken.commands.len();
         let outcome = sink.execute(taken.commands)?;
         let put_back = outcome.put_back.len();
-        let nothing_done = put_back == items;
-        self.queue
-            .settle(outcome.put_back, outcome.batch, outcome.acked);
+        let nothing_done = put_back >= items && outcome.batch.is_none();
+        self.queue.settle(outcome.put_back, outcome.batch);
         self.pacer.observe(Round {
             work: started.elapsed(),
             items,
@@ -107,7 +104,7 @@ impl ProcessingUnit {
         });
         {
             let mut s = self.stats.lock();
-            s.commands += (items - put_back) as u64;
+            s.commands += items as u64;
             s.put_back += put_back as u64;
             s.rounds += 1;
             s.interval = self.pacer.interval();

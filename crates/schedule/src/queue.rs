@@ -18,6 +18,7 @@ struct Inner {
     dirty: DirtySet,
     taken: Option<(ChangeSeq, Timestamp)>,
     in_flight: BTreeMap<BatchSeq, (ChangeSeq, Timestamp)>,
+    acked: Option<BatchSeq>,
     stopped: bool,
     urgent: usize,
     inserted: u64,
@@ -47,6 +48,7 @@ impl Queue {
             dirty: DirtySet::new(limit, roots),
             taken: None,
             in_flight: BTreeMap::new(),
+            acked: None,
             stopped: false,
             urgent: 0,
             inserted: 0,
@@ -120,12 +122,7 @@ impl Queue {
 
     /// Ends the round: `put_back` goes to the end of the queue (`true`: after a drain), the rest is covered by all
     /// batches up to `batch`; `None`: there was nothing to send.
-    pub fn settle(
-        &self,
-        put_back: Vec<(BackupCommand, bool)>,
-        batch: Option<BatchSeq>,
-        acked: Option<BatchSeq>,
-    ) {
+    pub fn settle(&self, put_back: Vec<(BackupCommand, bool)>, batch: Option<BatchSeq>) {
         let mut q = self.inner.lock();
         let again = !put_back.is_empty();
         for (c, after_drain) in put_back {
@@ -133,7 +130,8 @@ impl Queue {
         }
         let taken = q.taken.take();
         if let (Some(seq), Some(t)) = (batch, taken)
-            && acked < Some(seq)
+            // The ack may have been faster than this call.
+            && q.acked < Some(seq)
         {
             let slot = q.in_flight.entry(seq).or_insert(t);
             *slot = (slot.0.min(t.0), slot.1.min(t.1));
@@ -146,13 +144,16 @@ impl Queue {
     /// The vault has everything up to `seq`.
     pub fn acked(&self, seq: BatchSeq) {
         let mut q = self.inner.lock();
+        q.acked = q.acked.max(Some(seq));
         q.in_flight = q.in_flight.split_off(&seq.next());
         self.changed.notify_all();
     }
 
     /// All that was under way and is not acked was rolled back: the messages are to be covered by a compare.
     pub fn forget_in_flight(&self) {
-        self.inner.lock().in_flight.clear();
+        let mut q = self.inner.lock();
+        q.in_flight.clear();
+        q.acked = None;
     }
 
     /// The oldest message that is not durable in the vault yet, and its time.
@@ -242,5 +243,37 @@ pub struct Hurry<'a>(&'a Queue);
 impl Drop for Hurry<'_> {
     fn drop(&mut self) {
         self.0.inner.lock().urgent -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farwrite_core::ChangeOp;
+
+    #[test]
+    fn an_ack_faster_than_the_round_leaves_nothing_in_flight() {
+        let root = FileId { dev: 1, ino: 1 };
+        let q = Queue::new(100, vec![(root, BytePath::root())]);
+        let c = Change {
+            time: Timestamp::from_nanos(1),
+            path: BytePath::new("/a").unwrap(),
+            dir: root,
+            name: Some(farwrite_core::Name::new("a").unwrap()),
+            file: None,
+            op: ChangeOp::Create,
+        };
+        for (seq, ack_first) in [(1, true), (2, false)] {
+            q.insert(ChangeSeq(seq), std::slice::from_ref(&c));
+            assert_eq!(q.take(10).commands.len(), 1);
+            assert_eq!(q.oldest().unwrap().0, ChangeSeq(seq), "taken, not done");
+            if ack_first {
+                q.acked(BatchSeq(seq));
+            }
+            q.settle(Vec::new(), Some(BatchSeq(seq)));
+            assert_eq!(q.oldest().is_none(), ack_first);
+            q.acked(BatchSeq(seq));
+            assert!(q.oldest().is_none());
+        }
     }
 }

@@ -78,7 +78,7 @@ fn choose_vault(state: &State, config: &mut Config, args: &AddArgs) -> anyhow::R
         named_after(host)
     };
     let name = free_name(config, args.vault_name.clone().unwrap_or_else(default), args.vault_name.is_some())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let identity = state.identity()?;
     let software = concat!("farwrite/", env!("CARGO_PKG_VERSION"));
     let paired = pair_blocking(runtime.handle(), &invite, &identity, software)?;

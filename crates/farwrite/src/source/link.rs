@@ -242,7 +242,9 @@ struct Worker {
 impl Worker {
     fn run(self) {
         while !self.shared.stopping() {
-            if let Err(e) = self.session() {
+            let session = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session()));
+            let ended = session.unwrap_or_else(|_| Err(SinkClosed("an internal error (see the log): please report it".into()).into()));
+            if let Err(e) = ended {
                 if self.shared.stopping() {
                     break;
                 }
@@ -467,7 +469,6 @@ impl CommandSink for Commands<'_> {
         Ok(Outcome {
             put_back: report.put_back,
             batch: report.batch,
-            acked: stats.acked,
             ack: self.worker.shared.report.lock().ack_time,
             window_used: stats.unacked_bytes as f64 / stats.window_bytes.max(1) as f64,
         })
@@ -481,7 +482,7 @@ impl CommandSink for Commands<'_> {
         let now = self.unit.index().state().seq;
         self.publish((now > before).then_some(now));
         if !again.is_empty() {
-            setup.queue.settle(again.into_iter().map(|c| (c, false)).collect(), None, None);
+            setup.queue.settle(again.into_iter().map(|c| (c, false)).collect(), None);
         }
         Ok(())
     }

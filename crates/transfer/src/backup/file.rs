@@ -215,9 +215,20 @@ impl BackupUnit {
                 cell.borrow_mut()
                     .take_variant(v, node, stat, e, &mut content)
             },
-        )?;
-        cell.borrow_mut().stats.bytes_read += read;
-        Ok(Pending::Whole(content))
+        );
+        let unit = cell.into_inner();
+        match read {
+            Ok(read) => {
+                unit.stats.bytes_read += read;
+                Ok(Pending::Whole(content))
+            }
+            Err(err) => {
+                if let Some(s) = content.staged {
+                    unit.drop_staged(s.node).map_err(ContentError::Receiver)?;
+                }
+                Err(err)
+            }
+        }
     }
 
     fn take_variant(
@@ -373,7 +384,8 @@ impl BackupUnit {
         let racy = stat.ctime.max(stat.mtime).after(TICK) >= started;
         let flags = NodeFlags::SUMS
             .with(NodeFlags::RACY, racy)
-            .with(NodeFlags::SUSPECT, !settled);
+            .with(NodeFlags::SUSPECT, !settled)
+            .with(NodeFlags::UNSETTLED, !settled);
         let new = NodeRow {
             meta: read_meta_with(&stat, Vec::new(), xattrs),
             origin: stat.origin(slot),
@@ -407,6 +419,11 @@ impl BackupUnit {
     }
 
     fn send_content(&mut self, node: NodeId, content: Content) -> Result<(), UnitError> {
+        // What came after the last staging was written to the staged node too and is in its ranges: hence before
+        // the copies.
+        for op in content.ops {
+            self.batch.push(op);
+        }
         if let Some(s) = &content.staged {
             for r in &s.ranges {
                 self.batch.push(Op::Copy {
@@ -418,9 +435,7 @@ impl BackupUnit {
                 });
             }
         }
-        // What came after the last staging was written to the staged node too, and is in its ranges: those
-        // writes have to stand before the copies.
-        for op in content.ops.into_iter().chain(content.holes) {
+        for op in content.holes {
             self.batch.push(op);
         }
         if let Some(s) = content.staged {

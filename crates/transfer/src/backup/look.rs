@@ -146,8 +146,10 @@ impl BackupUnit {
         row: NodeRow,
         id: FileId,
     ) -> Result<bool, UnitError> {
+        let mut out_of_sight = false;
         for (parent, name) in self.index.names_of(node)? {
             let Some(dir) = self.tree.open_node(&self.index, parent)? else {
+                out_of_sight = true;
                 continue;
             };
             let Ok(stat) = dir.dir.stat(&name) else {
@@ -174,7 +176,11 @@ impl BackupUnit {
             return Ok(true);
         }
         self.suspect(node)?;
-        Ok(false)
+        if out_of_sight {
+            // A directory above was moved: nothing else will lead to the file once that is known.
+            self.look_later(c.clone())?;
+        }
+        Ok(out_of_sight)
     }
 
     /// A directory's own attributes, its entries, all below: as the command asks.

@@ -19,6 +19,9 @@ impl NodeFlags {
     /// Holds the first part of a large transfer; has no name.
     pub const STAGED: NodeFlags = NodeFlags(8);
 
+    /// The vault was told that another version follows, since the file changed while it was read.
+    pub const UNSETTLED: NodeFlags = NodeFlags(16);
+
     /// Are all of these set?
     pub fn has(self, f: NodeFlags) -> bool {
         self.0 & f.0 == f.0

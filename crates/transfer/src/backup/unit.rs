@@ -319,10 +319,10 @@ impl BackupUnit {
     /// Sends a node's attributes if they differ from what was sent, and keeps the row.
     pub(super) fn send_node(&mut self, node: NodeId, row: NodeRow) -> Result<(), UnitError> {
         let old = self.index.node(node)?;
-        let unsettled = row.flags.has(NodeFlags::SUSPECT);
+        let unsettled = row.flags.has(NodeFlags::UNSETTLED);
         if old
             .as_ref()
-            .is_none_or(|o| o.meta != row.meta || o.flags.has(NodeFlags::SUSPECT) != unsettled)
+            .is_none_or(|o| o.meta != row.meta || o.flags.has(NodeFlags::UNSETTLED) != unsettled)
         {
             self.batch.push(Op::Node {
                 node,
