@@ -86,10 +86,11 @@ pub fn run(state: &State, args: &DoctorArgs) -> anyhow::Result<()> {
         }
     }
     match args.json {
-        true => println!(
+        true => writeln!(
+            std::io::stdout(),
             "{}",
             serde_json::to_string_pretty(&checks.iter().map(to_json).collect::<Vec<_>>())?
-        ),
+        )?,
         false => print(&checks)?,
     }
     match checks.iter().filter(|c| c.outcome == Outcome::Fail).count() {

@@ -220,7 +220,7 @@ fn the_service_manager_hears_when_it_is_ready_and_when_it_stops() {
         .args(["vault", "serve", "--listen", "127.0.0.1:0"])
         .arg(p.vault());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let mut hear = || {
+    let hear = || {
         let mut buf = [0; 200];
         let n = socket.recv(&mut buf).unwrap();
         String::from_utf8_lossy(&buf[..n]).trim().to_owned()

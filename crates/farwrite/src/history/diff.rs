@@ -49,7 +49,7 @@ pub(super) fn run(state: &State, args: &DiffArgs) -> anyhow::Result<()> {
         let all: Vec<Value> = changes.iter().map(to_json).collect();
         let (from, to) = (show::moment_json(&from), show::moment_json(&to));
         let doc = json!({"from": from, "to": to, "changes": all, "truncated": truncated});
-        println!("{}", serde_json::to_string_pretty(&doc)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&doc)?)?;
         return Ok(());
     }
     let mut out = std::io::stdout().lock();

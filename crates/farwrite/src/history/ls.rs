@@ -71,7 +71,7 @@ fn print_json(ask: &Ask, moment: &Moment, paths: &[BytePath]) -> anyhow::Result<
         listings.push(Value::Object(listing));
     }
     let doc = json!({"moment": show::moment_json(moment), "listings": listings});
-    println!("{}", serde_json::to_string_pretty(&doc)?);
+    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&doc)?)?;
     Ok(())
 }
 

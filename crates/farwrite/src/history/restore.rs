@@ -130,10 +130,11 @@ fn restore(
         eprintln!("{path}: {}", path::lossy(why.as_bytes()));
     }
     if args.json {
-        println!(
+        writeln!(
+            std::io::stdout(),
             "{}",
             serde_json::to_string_pretty(&summary_json(&stats, moment, &to, false))?
-        );
+        )?;
     } else {
         println!(
             "restored {} to {}, {}",
@@ -262,7 +263,7 @@ fn dry_run(
     if args.json {
         let mut doc = summary_json(&list.stats, moment, to, true);
         doc.insert("entries".into(), list.entries.into());
-        println!("{}", serde_json::to_string_pretty(&doc)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&doc)?)?;
     } else {
         println!(
             "would restore {} to {}, {}",

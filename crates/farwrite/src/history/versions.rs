@@ -13,6 +13,7 @@ use anyhow::bail;
 use farwrite_core::Kind;
 use farwrite_core::history::{Version, VersionChange};
 use serde_json::{Value, json};
+use std::io::Write;
 
 /// Prints them.
 pub(super) fn run(state: &State, args: &VersionsArgs) -> anyhow::Result<()> {
@@ -32,11 +33,15 @@ pub(super) fn run(state: &State, args: &VersionsArgs) -> anyhow::Result<()> {
     if args.json {
         let mut doc = show::path_json(&path);
         doc.insert("versions".into(), list.iter().map(to_json).collect());
-        println!("{}", serde_json::to_string_pretty(&doc)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&doc)?)?;
         return Ok(());
     }
     let rows: Vec<Vec<String>> = (0..list.len()).map(|i| row(&list, i)).collect();
-    print!("{}", show::columns(&rows, &[false, true, true, false]));
+    write!(
+        std::io::stdout(),
+        "{}",
+        show::columns(&rows, &[false, true, true, false])
+    )?;
     if list.len() == args.limit as usize {
         eprintln!("the newest {} only: --limit N shows more", args.limit);
     }

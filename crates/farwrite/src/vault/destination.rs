@@ -340,3 +340,7 @@ fn first_segment(
     }
     Ok(first)
 }
+
+#[cfg(test)]
+#[path = "destination_tests.rs"]
+mod tests;

@@ -23,6 +23,7 @@ use crate::bytes;
 use farwrite_core::{SourceName, Timestamp, path};
 use farwrite_vault::{SourceStatus, Vault, VaultError};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -40,7 +41,7 @@ pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
     let now = Timestamp::from(SystemTime::now());
     if json {
         let all: Vec<Value> = rows.iter().map(|r| to_json(r, now)).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
     if rows.is_empty() {
@@ -50,7 +51,7 @@ pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    print!("{}", table(&rows, now));
+    write!(std::io::stdout(), "{}", table(&rows, now))?;
     Ok(())
 }
 

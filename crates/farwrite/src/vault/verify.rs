@@ -12,7 +12,7 @@ use farwrite_vault::segment::{LogError, list_segments, segment_path};
 use farwrite_vault::{Finding, Vault, VerifyReport, verify_source};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 /// One source's report.
@@ -35,7 +35,7 @@ pub(super) fn run(vault_dir: &Path, only: Option<&SourceName>, json: bool) -> an
     bar.finish_and_clear();
     if json {
         let all: Vec<Value> = done.iter().map(to_json).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
     } else {
         done.iter().for_each(print);
     }
