@@ -170,14 +170,19 @@ impl Daemon {
         report::status(&self.inner)
     }
 
+    /// Is automatic backup switched on?
+    pub fn is_on(&self) -> bool {
+        self.inner.sensor_report().is_some()
+    }
+
+    /// The protected directories.
+    pub fn directories(&self) -> Vec<std::path::PathBuf> {
+        self.inner.roots.iter().map(|r| r.path.to_path_buf()).collect()
+    }
+
     /// The feed of what happens.
     pub fn feed(&self) -> Arc<Feed> {
         self.inner.feed.clone()
-    }
-
-    /// Waits until everything done so far is durable and mirrored.
-    pub fn flush(&self, timeout: Option<Duration>, gone: &dyn Fn() -> bool) -> Result<(), String> {
-        self.inner.flush(timeout, gone)
     }
 
     /// Ends everything: the sensor lets go, what was sent gets a little time to be acked.

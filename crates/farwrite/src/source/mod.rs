@@ -4,11 +4,13 @@ mod activity;
 mod add;
 mod daemon;
 mod link;
+mod progress;
 mod report;
 mod sensor;
 
 pub use add::add;
 pub use daemon::{Daemon, DaemonOptions};
+pub use progress::first_compare;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
@@ -16,6 +18,9 @@ use crate::state::State;
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `farwrite source run`.
 pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
@@ -35,8 +40,21 @@ pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
     let control = daemon.serve_control()?;
     eprintln!("{}", daemon.greeting());
     notify(&[sd_notify::NotifyState::Ready]);
-    let signal = signals.forever().next();
-    tracing::info!(?signal, "stopping");
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    let handle = signals.handle();
+    let waiter = std::thread::spawn(move || {
+        let signal = signals.forever().next();
+        tracing::info!(?signal, "stopping");
+        seen.store(true, Ordering::Release);
+    });
+    if daemon.is_on() && std::io::stderr().is_terminal() {
+        first_compare(&daemon, &stop);
+    }
+    if waiter.join().is_err() {
+        tracing::error!("the signal thread has panicked");
+    }
+    handle.close();
     notify(&[sd_notify::NotifyState::Stopping]);
     drop(control);
     daemon.stop();
