@@ -41,11 +41,15 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         let path_buf = || path.to_owned();
         let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path: path_buf() },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path: path_buf() }
+            }
             io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path: path_buf() },
             _ => ClientError::Io(e),
         })?;
-        Ok(Client { reader: BufReader::new(stream) })
+        Ok(Client {
+            reader: BufReader::new(stream),
+        })
     }
 
     /// One request, one answer. [`Response::Failed`] comes as an error.
@@ -90,6 +94,8 @@ impl Client {
         if self.reader.read_line(&mut line)? == 0 {
             return Ok(None);
         }
-        serde_json::from_str(&line).map(Some).map_err(ClientError::Version)
+        serde_json::from_str(&line)
+            .map(Some)
+            .map_err(ClientError::Version)
     }
 }

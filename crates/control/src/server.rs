@@ -43,28 +43,35 @@ impl Server {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopping, open) = (stop.clone(), Arc::new(AtomicUsize::new(0)));
-        std::thread::Builder::new().name("control".into()).spawn(move || {
-            for stream in listener.incoming() {
-                if stopping.load(Ordering::Acquire) {
-                    return;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    if stopping.load(Ordering::Acquire) {
+                        return;
+                    }
+                    let Ok(stream) = stream else { continue };
+                    if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS || !allowed(&stream) {
+                        open.fetch_sub(1, Ordering::AcqRel);
+                        continue;
+                    }
+                    let (handler, count) = (handler.clone(), open.clone());
+                    let spawned = std::thread::Builder::new()
+                        .name("control-client".into())
+                        .spawn(move || {
+                            // A client that went away needs no answer.
+                            let _ = serve(&stream, &*handler);
+                            count.fetch_sub(1, Ordering::AcqRel);
+                        });
+                    if spawned.is_err() {
+                        open.fetch_sub(1, Ordering::AcqRel);
+                    }
                 }
-                let Ok(stream) = stream else { continue };
-                if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS || !allowed(&stream) {
-                    open.fetch_sub(1, Ordering::AcqRel);
-                    continue;
-                }
-                let (handler, count) = (handler.clone(), open.clone());
-                let spawned = std::thread::Builder::new().name("control-client".into()).spawn(move || {
-                    // A client that went away needs no answer.
-                    let _ = serve(&stream, &*handler);
-                    count.fetch_sub(1, Ordering::AcqRel);
-                });
-                if spawned.is_err() {
-                    open.fetch_sub(1, Ordering::AcqRel);
-                }
-            }
-        })?;
-        Ok(Server { path: path.to_owned(), stop })
+            })?;
+        Ok(Server {
+            path: path.to_owned(),
+            stop,
+        })
     }
 }
 
@@ -95,7 +102,14 @@ fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
         match serde_json::from_str::<Request>(&line) {
             Ok(Request::Watch) => return watch(stream, handler),
             Ok(request) => send(stream, &handler.handle(request, &gone))?,
-            Err(e) => return send(stream, &Response::Failed { why: format!("not a request: {e}") }),
+            Err(e) => {
+                return send(
+                    stream,
+                    &Response::Failed {
+                        why: format!("not a request: {e}"),
+                    },
+                );
+            }
         }
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 /// "1.5 GB"-like text as bytes; decimal and binary units.
 pub fn parse(text: &str) -> anyhow::Result<u64> {
     let t = text.trim().trim_end_matches("/s").trim();
-    let at = t.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(t.len());
+    let at = t
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(t.len());
     let bad = || format!("not a number of bytes such as \"10 MB\": {text:?}");
     let number: f64 = t[..at].parse().ok().with_context(bad)?;
     let unit = match t[at..].trim().to_ascii_lowercase().as_str() {
@@ -35,7 +37,13 @@ pub fn show(n: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else if value < 9.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else if value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// A time span with a unit: "12 ms", "3.4 s", "2 min", "5 h", "3 d".

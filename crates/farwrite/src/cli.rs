@@ -27,7 +27,9 @@ machine as it happens. The vault holds a live mirror and every earlier moment.";
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Protect a directory on this machine for a first look: vault, source and a live view in one
-    #[command(after_help = "Examples:\n  farwrite try ~/Documents\n  farwrite try /srv/data --vault /mnt/usb/vault")]
+    #[command(
+        after_help = "Examples:\n  farwrite try ~/Documents\n  farwrite try /srv/data --vault /mnt/usb/vault"
+    )]
     Try(TryArgs),
     /// Keep backups of other machines: make and serve a vault
     #[command(subcommand)]
@@ -36,7 +38,9 @@ enum Command {
     #[command(subcommand)]
     Source(SourceCommand),
     /// What is protected, how far behind it is, and what is wrong
-    #[command(after_help = "Examples:\n  farwrite status\n  farwrite status --watch\n  farwrite status --json | jq '.vaults[].lag_ms'")]
+    #[command(
+        after_help = "Examples:\n  farwrite status\n  farwrite status --watch\n  farwrite status --json | jq '.vaults[].lag_ms'"
+    )]
     Status(StatusArgs),
     /// Wait until every change made so far is durable in every vault and stands in its mirror
     #[command(after_help = "Examples:\n  farwrite flush && reboot\n  farwrite flush --timeout 30s")]
@@ -49,16 +53,24 @@ enum Command {
     #[command(after_help = "Examples:\n  farwrite interval auto\n  farwrite interval 500ms")]
     Interval(IntervalArgs),
     /// List every version of a file
-    #[command(after_help = "Examples:\n  farwrite versions ~/report.odt\n  farwrite versions /etc/fstab --json")]
+    #[command(
+        after_help = "Examples:\n  farwrite versions ~/report.odt\n  farwrite versions /etc/fstab --json"
+    )]
     Versions(VersionsArgs),
     /// List a directory as it was
-    #[command(after_help = "Examples:\n  farwrite ls /srv/data\n  farwrite ls /srv/data --at \"10 minutes ago\"\n  farwrite ls --at \"yesterday 14:00\"")]
+    #[command(
+        after_help = "Examples:\n  farwrite ls /srv/data\n  farwrite ls /srv/data --at \"10 minutes ago\"\n  farwrite ls --at \"yesterday 14:00\""
+    )]
     Ls(LsArgs),
     /// What changed between two moments
-    #[command(after_help = "Examples:\n  farwrite diff /srv/data --from \"1 hour ago\"\n  farwrite diff --from 2026-05-01T12:00:00Z --to yesterday")]
+    #[command(
+        after_help = "Examples:\n  farwrite diff /srv/data --from \"1 hour ago\"\n  farwrite diff --from 2026-05-01T12:00:00Z --to yesterday"
+    )]
     Diff(DiffArgs),
     /// Bring files or directories back, from now or any earlier moment
-    #[command(after_help = "Examples:\n  farwrite restore /srv/data/report.odt --at \"10 minutes ago\" --to /tmp/back\n  farwrite restore /srv/data --at \"yesterday 14:00\" --to /srv --dry-run\n  farwrite restore /srv/data --to /mnt --vault-dir /mnt/usb/vault --source web1")]
+    #[command(
+        after_help = "Examples:\n  farwrite restore /srv/data/report.odt --at \"10 minutes ago\" --to /tmp/back\n  farwrite restore /srv/data --at \"yesterday 14:00\" --to /srv --dry-run\n  farwrite restore /srv/data --to /mnt --vault-dir /mnt/usb/vault --source web1"
+    )]
     Restore(RestoreArgs),
     /// What this machine allows, and what to do about what it lacks
     #[command(after_help = "Examples:\n  farwrite doctor\n  farwrite doctor --json")]
@@ -89,7 +101,9 @@ pub struct TryArgs {
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
     /// Make a vault in an empty or new directory
-    #[command(after_help = "Examples:\n  farwrite vault init /srv/vault\n  farwrite vault init /srv/vault --no-mirror")]
+    #[command(
+        after_help = "Examples:\n  farwrite vault init /srv/vault\n  farwrite vault init /srv/vault --no-mirror"
+    )]
     Init {
         /// Where
         vault_dir: PathBuf,
@@ -98,7 +112,9 @@ pub enum VaultCommand {
         no_mirror: bool,
     },
     /// Take backups from sources, in the foreground
-    #[command(after_help = "Examples:\n  farwrite vault serve /srv/vault\n  farwrite vault serve /srv/vault --listen 10.0.0.5:9873")]
+    #[command(
+        after_help = "Examples:\n  farwrite vault serve /srv/vault\n  farwrite vault serve /srv/vault --listen 10.0.0.5:9873"
+    )]
     Serve {
         /// The vault
         vault_dir: PathBuf,
@@ -107,7 +123,9 @@ pub enum VaultCommand {
         listen: String,
     },
     /// Print a line with which one new source may join; used once, expires
-    #[command(after_help = "Examples:\n  farwrite vault invite /srv/vault --name web1 --address backup.example.org:9873\n\nOn the source:  farwrite source add /srv/data --to LINE")]
+    #[command(
+        after_help = "Examples:\n  farwrite vault invite /srv/vault --name web1 --address backup.example.org:9873\n\nOn the source:  farwrite source add /srv/data --to LINE"
+    )]
     Invite {
         /// The vault
         vault_dir: PathBuf,
@@ -122,7 +140,9 @@ pub enum VaultCommand {
         expires: Duration,
     },
     /// What the vault holds, per source; works while it is being served
-    #[command(after_help = "Examples:\n  farwrite vault status /srv/vault\n  farwrite vault status /srv/vault --json")]
+    #[command(
+        after_help = "Examples:\n  farwrite vault status /srv/vault\n  farwrite vault status /srv/vault --json"
+    )]
     Status {
         /// The vault
         vault_dir: PathBuf,
@@ -131,7 +151,9 @@ pub enum VaultCommand {
         json: bool,
     },
     /// Read everything in the vault and compare it with its checksums
-    #[command(after_help = "Examples:\n  farwrite vault verify /srv/vault\n  farwrite vault verify /srv/vault --name web1 --json")]
+    #[command(
+        after_help = "Examples:\n  farwrite vault verify /srv/vault\n  farwrite vault verify /srv/vault --name web1 --json"
+    )]
     Verify {
         /// The vault
         vault_dir: PathBuf,
@@ -143,7 +165,9 @@ pub enum VaultCommand {
         json: bool,
     },
     /// Serve one source on standard input and output; started by the source through ssh
-    #[command(after_help = "Not to be typed by hand: `farwrite source add DIR --to ssh://USER@HOST/VAULT_DIR` makes a source run it.")]
+    #[command(
+        after_help = "Not to be typed by hand: `farwrite source add DIR --to ssh://USER@HOST/VAULT_DIR` makes a source run it."
+    )]
     Stdio {
         /// The vault
         vault_dir: PathBuf,
@@ -157,10 +181,14 @@ pub enum VaultCommand {
 #[derive(Debug, Subcommand)]
 pub enum SourceCommand {
     /// Protect directories in a vault; for several vaults run it once for each
-    #[command(after_help = "Examples:\n  farwrite source add /srv/data /etc --to farwrite1:...\n  farwrite source add ~/work --to ssh://me@nas/volume1/vault --exclude '*.o'")]
+    #[command(
+        after_help = "Examples:\n  farwrite source add /srv/data /etc --to farwrite1:...\n  farwrite source add ~/work --to ssh://me@nas/volume1/vault --exclude '*.o'"
+    )]
     Add(AddArgs),
     /// The daemon: watch, compare, send; in the foreground
-    #[command(after_help = "Examples:\n  farwrite source run\n  farwrite source run --sensor inotify --interval 2s")]
+    #[command(
+        after_help = "Examples:\n  farwrite source run\n  farwrite source run --sensor inotify --interval 2s"
+    )]
     Run(RunArgs),
 }
 

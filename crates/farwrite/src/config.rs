@@ -5,8 +5,8 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use farwrite_core::{BytePath, SourceName};
 use farwrite_schedule::Interval;
-use farwrite_transfer::net::{Dialer, SshTarget, TlsTarget};
 use farwrite_transfer::net::tls::Fingerprint;
+use farwrite_transfer::net::{Dialer, SshTarget, TlsTarget};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
@@ -109,14 +109,23 @@ impl Config {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Config::fresh()),
             Err(e) => return Err(e).with_context(|| path.display().to_string()),
         };
-        let config: Config = toml::from_str(&text)
-            .map_err(|e| anyhow::anyhow!("{}: {}", path.display(), e.to_string().trim().replace('\n', " ")))?;
+        let config: Config = toml::from_str(&text).map_err(|e| {
+            anyhow::anyhow!(
+                "{}: {}",
+                path.display(),
+                e.to_string().trim().replace('\n', " ")
+            )
+        })?;
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)
     }
 
     fn fresh() -> Config {
-        Config { interval: "auto".into(), queue: "unlimited".into(), ..Config::default() }
+        Config {
+            interval: "auto".into(),
+            queue: "unlimited".into(),
+            ..Config::default()
+        }
     }
 
     /// Writes the file: a whole new one beside it, then renamed over it.
@@ -125,9 +134,17 @@ impl Config {
         state.create()?;
         let path = state.config_path();
         let tmp = path.with_extension("toml.new");
-        let text = format!("{HEADER}\n{}", toml::to_string_pretty(self).context("configuration")?);
+        let text = format!(
+            "{HEADER}\n{}",
+            toml::to_string_pretty(self).context("configuration")?
+        );
         let write = || -> std::io::Result<()> {
-            let mut f = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&tmp)?;
+            let mut f = fs::OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&tmp)?;
             f.write_all(text.as_bytes())?;
             f.sync_all()?;
             fs::rename(&tmp, &path)?;
@@ -138,7 +155,11 @@ impl Config {
 
     /// The interval as a value.
     pub fn interval(&self) -> anyhow::Result<Interval> {
-        if self.interval.is_empty() { Ok(Interval::Auto) } else { Ok(self.interval.parse()?) }
+        if self.interval.is_empty() {
+            Ok(Interval::Auto)
+        } else {
+            Ok(self.interval.parse()?)
+        }
     }
 
     /// The bandwidth limit in bytes a second.
@@ -161,9 +182,15 @@ impl Config {
             (None, [one]) => Ok(one),
             (None, many) => {
                 let names: Vec<&str> = many.iter().map(|v| v.name.as_str()).collect();
-                bail!("several vaults: say which with --vault ({})", names.join(", "))
+                bail!(
+                    "several vaults: say which with --vault ({})",
+                    names.join(", ")
+                )
             }
-            (Some(n), all) => all.iter().find(|v| v.name == *n).with_context(|| format!("no vault named {n}")),
+            (Some(n), all) => all
+                .iter()
+                .find(|v| v.name == *n)
+                .with_context(|| format!("no vault named {n}")),
         }
     }
 
@@ -193,7 +220,10 @@ impl Config {
                 bail!("vault {}: {d} is not among the directories", v.name);
             }
             if v.ssh.is_some() == v.fingerprint.is_some() {
-                bail!("vault {}: needs either ssh, or addresses and fingerprint", v.name);
+                bail!(
+                    "vault {}: needs either ssh, or addresses and fingerprint",
+                    v.name
+                );
             }
         }
         Ok(())
@@ -216,7 +246,11 @@ impl Vault {
             .unwrap_or_default()
             .parse()
             .with_context(|| format!("fingerprint of vault {}", self.name))?;
-        Ok(Dialer::Tls(TlsTarget { addresses: self.addresses.clone(), vault: fingerprint, identity: state.identity()? }))
+        Ok(Dialer::Tls(TlsTarget {
+            addresses: self.addresses.clone(),
+            vault: fingerprint,
+            identity: state.identity()?,
+        }))
     }
 }
 
@@ -230,7 +264,9 @@ pub fn parse_ssh_url(url: &str, source: &SourceName) -> anyhow::Result<SshTarget
         None => (None, authority),
     };
     let (host, port) = match host.rsplit_once(':') {
-        Some((h, p)) if !h.ends_with(']') || h.starts_with('[') => (h, Some(p.parse::<u16>().ok().with_context(bad)?)),
+        Some((h, p)) if !h.ends_with(']') || h.starts_with('[') => {
+            (h, Some(p.parse::<u16>().ok().with_context(bad)?))
+        }
         _ => (host, None),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -251,7 +287,9 @@ pub fn parse_ssh_url(url: &str, source: &SourceName) -> anyhow::Result<SshTarget
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match text.parse::<Interval>() {
         Ok(Interval::Fixed(d)) => Ok(d),
-        _ => jiff_span(text).ok_or_else(|| format!("a time such as \"30s\", \"10m\", \"24h\" or \"7d\" is needed, not {text:?}")),
+        _ => jiff_span(text).ok_or_else(|| {
+            format!("a time such as \"30s\", \"10m\", \"24h\" or \"7d\" is needed, not {text:?}")
+        }),
     }
 }
 
@@ -274,7 +312,10 @@ pub fn canonical_dir(dir: &Path) -> anyhow::Result<String> {
     }
     match real.to_str() {
         Some(s) => Ok(s.to_owned()),
-        None => bail!("{}: the path of a protected directory must be UTF-8 (names below it need not)", dir.display()),
+        None => bail!(
+            "{}: the path of a protected directory must be UTF-8 (names below it need not)",
+            dir.display()
+        ),
     }
 }
 
@@ -286,12 +327,31 @@ mod tests {
     fn ssh_urls() {
         let name = SourceName::new("me").unwrap();
         let t = parse_ssh_url("ssh://u@h:2222/srv/vault", &name).unwrap();
-        assert_eq!((t.user.as_deref(), t.host.as_str(), t.port, t.vault_dir.as_str()), (Some("u"), "h", Some(2222), "/srv/vault"));
+        assert_eq!(
+            (
+                t.user.as_deref(),
+                t.host.as_str(),
+                t.port,
+                t.vault_dir.as_str()
+            ),
+            (Some("u"), "h", Some(2222), "/srv/vault")
+        );
         let t = parse_ssh_url("ssh://h/~/vault", &name).unwrap();
-        assert_eq!((t.user, t.port, t.vault_dir.as_str()), (None, None, "vault"));
+        assert_eq!(
+            (t.user, t.port, t.vault_dir.as_str()),
+            (None, None, "vault")
+        );
         let t = parse_ssh_url("ssh://[::1]:22/v", &name).unwrap();
         assert_eq!((t.host.as_str(), t.port), ("::1", Some(22)));
-        for bad in ["", "h:/v", "ssh://", "ssh://h", "ssh:///v", "ssh://h:x/v", "ssh://-oProxyCommand=x/v"] {
+        for bad in [
+            "",
+            "h:/v",
+            "ssh://",
+            "ssh://h",
+            "ssh:///v",
+            "ssh://h:x/v",
+            "ssh://-oProxyCommand=x/v",
+        ] {
             assert!(parse_ssh_url(bad, &name).is_err(), "{bad:?}");
         }
     }
@@ -301,7 +361,11 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let state = State::choose(Some(t.path().join("s"))).unwrap();
         let mut c = Config::load(&state).unwrap();
-        c.directories.push(Directory { path: "/srv/a".into(), slot: 1, exclude: vec!["*.o".into()] });
+        c.directories.push(Directory {
+            path: "/srv/a".into(),
+            slot: 1,
+            exclude: vec!["*.o".into()],
+        });
         c.vaults.push(Vault {
             name: SourceName::new("v").unwrap(),
             source: SourceName::new("me").unwrap(),
@@ -313,7 +377,11 @@ mod tests {
         });
         c.save(&state).unwrap();
         assert_eq!(Config::load(&state).unwrap(), c);
-        c.directories.push(Directory { path: "/srv/a/b".into(), slot: 2, exclude: vec![] });
+        c.directories.push(Directory {
+            path: "/srv/a/b".into(),
+            slot: 2,
+            exclude: vec![],
+        });
         assert!(c.save(&state).unwrap_err().to_string().contains("overlap"));
         std::fs::write(state.config_path(), "intervall = 3").unwrap();
         assert!(Config::load(&state).is_err());

@@ -13,7 +13,11 @@ pub fn status(state: &State, args: &StatusArgs) -> anyhow::Result<()> {
     let mut client = Client::connect(&state.socket_path())?;
     loop {
         let status = client.status()?;
-        let text = if args.json { serde_json::to_string_pretty(&status)? } else { in_words(&status) };
+        let text = if args.json {
+            serde_json::to_string_pretty(&status)?
+        } else {
+            in_words(&status)
+        };
         let mut out = std::io::stdout().lock();
         if args.watch && !args.json && out.is_terminal() {
             write!(out, "\x1b[H\x1b[2J")?;
@@ -41,29 +45,46 @@ pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
     let mut client = match Client::connect(&state.socket_path()) {
         Ok(c) => c,
         Err(farwrite_control::ClientError::NotRunning { path }) => {
-            anyhow::bail!("no daemon is running here ({}): there is nothing to switch", path.display())
+            anyhow::bail!(
+                "no daemon is running here ({}): there is nothing to switch",
+                path.display()
+            )
         }
         Err(e) => return Err(e.into()),
     };
     client.ask(&Request::Switch { on })?;
     let status = client.status()?;
     match (&status.sensor.kind, on) {
-        (Some(kind), true) => println!("automatic backup is on: {kind}, {} in the kernel; catching up", marks(&status, kind)),
-        _ => println!("automatic backup is off: nothing listens in the kernel; `farwrite on` catches up"),
+        (Some(kind), true) => println!(
+            "automatic backup is on: {kind}, {} in the kernel; catching up",
+            marks(&status, kind)
+        ),
+        _ => println!(
+            "automatic backup is off: nothing listens in the kernel; `farwrite on` catches up"
+        ),
     }
     Ok(())
 }
 
 fn marks(status: &Status, kind: &str) -> String {
-    let what = if kind == "inotify" { "watches" } else { "marks" };
+    let what = if kind == "inotify" {
+        "watches"
+    } else {
+        "marks"
+    };
     format!("{} {what}", grouped(status.sensor.marks))
 }
 
 /// `farwrite interval`.
 pub fn interval(state: &State, interval: farwrite_schedule::Interval) -> anyhow::Result<()> {
     let mut client = Client::connect(&state.socket_path())?;
-    client.ask(&Request::Interval { interval: interval.to_string() })?;
-    println!("interval {interval}, until the daemon ends; `interval` in {} keeps it", state.config_path().display());
+    client.ask(&Request::Interval {
+        interval: interval.to_string(),
+    })?;
+    println!(
+        "interval {interval}, until the daemon ends; `interval` in {} keeps it",
+        state.config_path().display()
+    );
     Ok(())
 }
 
@@ -79,21 +100,51 @@ pub fn in_words(s: &Status) -> String {
     let _ = writeln!(t);
     for p in &s.protections {
         let _ = writeln!(t, "{}  ->  {}", p.directory, p.vault);
-        let _ = writeln!(t, "    state     {}: {}", format!("{:?}", p.state).to_lowercase(), p.message);
+        let _ = writeln!(
+            t,
+            "    state     {}: {}",
+            format!("{:?}", p.state).to_lowercase(),
+            p.message
+        );
         let waiting = format!("{} changes", grouped(p.pending_changes));
-        let bytes = if p.pending_bytes > 0 { format!(", {} known", show(p.pending_bytes)) } else { String::new() };
-        let _ = writeln!(t, "    lag       {}, {waiting}{bytes} waiting", span(Duration::from_millis(p.lag_ms)));
-        let _ = writeln!(t, "    last ack  {}", p.last_ack.as_deref().map_or("none yet".into(), local_time));
+        let bytes = if p.pending_bytes > 0 {
+            format!(", {} known", show(p.pending_bytes))
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            t,
+            "    lag       {}, {waiting}{bytes} waiting",
+            span(Duration::from_millis(p.lag_ms))
+        );
+        let _ = writeln!(
+            t,
+            "    last ack  {}",
+            p.last_ack.as_deref().map_or("none yet".into(), local_time)
+        );
         let _ = writeln!(t, "    lost      {} times, {} repaired", p.lost, p.repaired);
         for n in &p.not_covered {
-            let _ = writeln!(t, "    not in    {n} (another filesystem: add it by its own name)");
+            let _ = writeln!(
+                t,
+                "    not in    {n} (another filesystem: add it by its own name)"
+            );
         }
     }
     let _ = writeln!(t);
     match &s.sensor.kind {
         Some(k) => {
-            let _ = writeln!(t, "sensor      {k} ({}); {}", s.sensor.why, s.sensor.guarantees);
-            let _ = writeln!(t, "            {}, {} events, {} overflows", marks(s, k), grouped(s.sensor.events), s.sensor.overflows);
+            let _ = writeln!(
+                t,
+                "sensor      {k} ({}); {}",
+                s.sensor.why, s.sensor.guarantees
+            );
+            let _ = writeln!(
+                t,
+                "            {}, {} events, {} overflows",
+                marks(s, k),
+                grouped(s.sensor.events),
+                s.sensor.overflows
+            );
         }
         None => {
             let _ = writeln!(t, "sensor      off");
@@ -118,10 +169,15 @@ pub fn in_words(s: &Status) -> String {
             t,
             "{:<11} {}; processing {:.0} ms; batch {} acked{}; {} on the wire",
             v.name,
-            if v.connected { "connected" } else { "not connected" },
+            if v.connected {
+                "connected"
+            } else {
+                "not connected"
+            },
             v.processing_interval_ms,
             grouped(v.acked),
-            v.mirrored.map_or(String::new(), |m| format!(", {} in the mirror", grouped(m))),
+            v.mirrored
+                .map_or(String::new(), |m| format!(", {} in the mirror", grouped(m))),
             show(v.wire_bytes)
         );
         let _ = writeln!(
@@ -142,7 +198,10 @@ pub fn in_words(s: &Status) -> String {
 
 fn local_time(rfc3339: &str) -> String {
     match rfc3339.parse::<jiff::Timestamp>() {
-        Ok(t) => t.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Ok(t) => t
+            .to_zoned(jiff::tz::TimeZone::system())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string(),
         Err(_) => rfc3339.to_owned(),
     }
 }

@@ -25,7 +25,9 @@ impl State {
             None => match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
                 (Some(x), _) if Path::new(&x).is_absolute() => Path::new(&x).join("farwrite"),
                 (_, Some(h)) => Path::new(&h).join(".local/state/farwrite"),
-                _ => bail!("neither HOME nor XDG_STATE_HOME is set: say where to keep the state with --state DIR"),
+                _ => bail!(
+                    "neither HOME nor XDG_STATE_HOME is set: say where to keep the state with --state DIR"
+                ),
             },
         };
         Ok(State { dir })
@@ -38,7 +40,10 @@ impl State {
 
     /// Makes it, for this user only.
     pub fn create(&self) -> anyhow::Result<()> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir);
         made.with_context(|| format!("cannot make the state directory {}", self.dir.display()))
     }
 
@@ -77,11 +82,19 @@ impl State {
     pub fn lock(&self) -> anyhow::Result<DaemonLock> {
         self.create()?;
         let path = self.dir.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(DaemonLock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                bail!("a daemon is already running with the state in {}", self.dir.display())
+                bail!(
+                    "a daemon is already running with the state in {}",
+                    self.dir.display()
+                )
             }
             Err(e) => Err(e).with_context(|| path.display().to_string()),
         }

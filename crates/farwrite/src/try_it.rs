@@ -34,7 +34,10 @@ pub fn run(args: &TryArgs) -> anyhow::Result<()> {
     let _lock = state.lock()?;
     let listener = TcpListener::bind("127.0.0.1:0").context("a port on loopback")?;
     let config = configure(args, &state, &dir, &vault_dir, &listener)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let (shutdown, down) = tokio::sync::watch::channel(false);
     let server = runtime.spawn(vault::serve(vault_dir.clone(), listener, down));
     let skip = vec![BytePath::try_from(vault_dir.as_path())?];
@@ -43,7 +46,11 @@ pub fn run(args: &TryArgs) -> anyhow::Result<()> {
 
     let mirror = mirror_of(&vault_dir, &dir);
     println!("Protecting  {dir}");
-    println!("Vault       {}{}", vault_dir.display(), if temporary { "  (temporary)" } else { "" });
+    println!(
+        "Vault       {}{}",
+        vault_dir.display(),
+        if temporary { "  (temporary)" } else { "" }
+    );
     println!("Mirror      {}", mirror.display());
     if let Some(kind) = daemon.status().sensor.kind {
         println!("Sensor      {kind}: {}", daemon.status().sensor.why);
@@ -87,7 +94,11 @@ fn choose_vault_dir(given: Option<&Path>) -> anyhow::Result<(PathBuf, bool)> {
             Ok((std::fs::canonicalize(d)?, false))
         }
         None => {
-            let d = tempfile::Builder::new().prefix("farwrite-try-").tempdir().context("a temporary vault")?.keep();
+            let d = tempfile::Builder::new()
+                .prefix("farwrite-try-")
+                .tempdir()
+                .context("a temporary vault")?
+                .keep();
             vault::create(&d, true)?;
             Ok((std::fs::canonicalize(d)?, true))
         }
@@ -95,7 +106,13 @@ fn choose_vault_dir(given: Option<&Path>) -> anyhow::Result<(PathBuf, bool)> {
 }
 
 /// Pairs the source with the vault without an invite, both being ours.
-fn configure(args: &TryArgs, state: &State, dir: &str, vault_dir: &Path, listener: &TcpListener) -> anyhow::Result<Config> {
+fn configure(
+    args: &TryArgs,
+    state: &State,
+    dir: &str,
+    vault_dir: &Path,
+    listener: &TcpListener,
+) -> anyhow::Result<Config> {
     let source = SourceName::new(SOURCE)?;
     let key = state.identity()?.fingerprint();
     PeerStore::new(vault_dir).put(&source, &key, SystemClock::default().now())?;
@@ -106,7 +123,11 @@ fn configure(args: &TryArgs, state: &State, dir: &str, vault_dir: &Path, listene
         Some(d) => d.slot,
         None => config.directories.iter().map(|d| d.slot).max().unwrap_or(0) + 1,
     };
-    config.directories = vec![Directory { path: dir.to_owned(), slot, exclude: args.exclude.clone() }];
+    config.directories = vec![Directory {
+        path: dir.to_owned(),
+        slot,
+        exclude: args.exclude.clone(),
+    }];
     config.vaults = vec![Vault {
         name: SourceName::new("vault")?,
         source,
@@ -121,7 +142,11 @@ fn configure(args: &TryArgs, state: &State, dir: &str, vault_dir: &Path, listene
 }
 
 fn mirror_of(vault_dir: &Path, dir: &str) -> PathBuf {
-    vault_dir.join("sources").join(SOURCE).join("mirror").join(dir.trim_start_matches('/'))
+    vault_dir
+        .join("sources")
+        .join(SOURCE)
+        .join("mirror")
+        .join(dir.trim_start_matches('/'))
 }
 
 /// Prints what happens until the feed is closed.
@@ -131,8 +156,14 @@ fn show_activity(daemon: &Daemon) {
         match activity {
             Activity::Change { text } => println!("  {text}"),
             Activity::Sent { bytes: sent, .. } => bytes += sent,
-            Activity::Durable { batch, after_ms, .. } => {
-                println!("      batch {batch}: {} sent, durable after {}", show(bytes), span(Duration::from_millis(after_ms)));
+            Activity::Durable {
+                batch, after_ms, ..
+            } => {
+                println!(
+                    "      batch {batch}: {} sent, durable after {}",
+                    show(bytes),
+                    span(Duration::from_millis(after_ms))
+                );
                 bytes = 0;
             }
             Activity::Link { text, .. } => println!("  vault    {text}"),
@@ -147,7 +178,9 @@ fn farewell(dir: &str, vault_dir: &Path, temporary: bool) {
     println!("The vault stays in {vault}. To look at it and to bring things back:");
     println!("  farwrite ls {dir} --vault-dir {vault} --source {SOURCE}");
     println!("  farwrite versions {dir}/FILE --vault-dir {vault} --source {SOURCE}");
-    println!("  farwrite restore {dir} --at \"1 minute ago\" --to /tmp/back --vault-dir {vault} --source {SOURCE}");
+    println!(
+        "  farwrite restore {dir} --at \"1 minute ago\" --to /tmp/back --vault-dir {vault} --source {SOURCE}"
+    );
     if temporary {
         println!("It is temporary: rm -r {vault} removes it.");
     }

@@ -296,7 +296,11 @@ impl Sim {
         let sizes = [0, 1, 100, 4096, 65_536, 70_000, 2 << 20, 3_000_000];
         let most = if self.chance.one_in(10) { 8 } else { 6 };
         // Now and then one that does not fit into a batch.
-        let len = if self.chance.one_in(60) { 40 << 20 } else { sizes[self.chance.below(most) as usize] };
+        let len = if self.chance.one_in(60) {
+            40 << 20
+        } else {
+            sizes[self.chance.below(most) as usize]
+        };
         let bytes = self.chance.bytes(len);
         let existed = p.exists();
         fs::write(p, bytes).expect("written");

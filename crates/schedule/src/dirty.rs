@@ -5,9 +5,7 @@
 //! this directory", and if that does not help, everything into "compare this tree".
 
 use farwrite_core::command::{BackupCommand, Target, What};
-use farwrite_core::{
-    BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Timestamp, limits,
-};
+use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Timestamp, limits};
 use std::collections::{BTreeMap, HashMap};
 
 /// See the module.

@@ -53,7 +53,10 @@ impl Feed {
     pub fn watch(self: &Arc<Self>) -> Watch {
         let mut i = self.inner.lock();
         i.watchers += 1;
-        Watch { feed: self.clone(), next: i.total }
+        Watch {
+            feed: self.clone(),
+            next: i.total,
+        }
     }
 }
 

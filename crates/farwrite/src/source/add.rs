@@ -4,16 +4,20 @@ use crate::cli::AddArgs;
 use crate::config::{self, Config, Directory, Vault};
 use crate::state::State;
 use anyhow::{Context, bail};
+use farwrite_core::BytePath;
 use farwrite_core::SourceName;
 use farwrite_core::exclude::Excludes;
-use farwrite_core::BytePath;
 use farwrite_transfer::net::pair_blocking;
 use farwrite_transfer::pairing::Invite;
 
 /// See the module.
 pub fn add(state: &State, args: &AddArgs) -> anyhow::Result<()> {
     let mut config = Config::load(state)?;
-    let dirs = args.dirs.iter().map(|d| config::canonical_dir(d)).collect::<anyhow::Result<Vec<_>>>()?;
+    let dirs = args
+        .dirs
+        .iter()
+        .map(|d| config::canonical_dir(d))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     for dir in &dirs {
         check_against(&config, dir)?;
         Excludes::new(BytePath::new(dir)?, &args.exclude, vec![])?;
@@ -22,15 +26,28 @@ pub fn add(state: &State, args: &AddArgs) -> anyhow::Result<()> {
     for dir in dirs {
         match config.directories.iter_mut().find(|d| d.path == dir) {
             Some(known) => {
-                let new = args.exclude.iter().filter(|p| !known.exclude.contains(p)).cloned().collect::<Vec<_>>();
+                let new = args
+                    .exclude
+                    .iter()
+                    .filter(|p| !known.exclude.contains(p))
+                    .cloned()
+                    .collect::<Vec<_>>();
                 known.exclude.extend(new);
             }
             None => {
                 let slot = config.directories.iter().map(|d| d.slot).max().unwrap_or(0) + 1;
-                config.directories.push(Directory { path: dir.clone(), slot, exclude: args.exclude.clone() });
+                config.directories.push(Directory {
+                    path: dir.clone(),
+                    slot,
+                    exclude: args.exclude.clone(),
+                });
             }
         }
-        let vault = config.vaults.iter_mut().find(|v| v.name == name).context("the vault was just added")?;
+        let vault = config
+            .vaults
+            .iter_mut()
+            .find(|v| v.name == name)
+            .context("the vault was just added")?;
         if !vault.directories.contains(&dir) {
             vault.directories.push(dir.clone());
         }
@@ -53,7 +70,10 @@ fn check_against(config: &Config, dir: &str) -> anyhow::Result<()> {
             bail!("{dir} is inside {}, which is protected already", other.path);
         }
         if o.starts_with(&path) {
-            bail!("{} is inside {dir} and is protected already: protect one of them", other.path);
+            bail!(
+                "{} is inside {dir} and is protected already: protect one of them",
+                other.path
+            );
         }
     }
     Ok(())
@@ -70,15 +90,29 @@ fn choose_vault(state: &State, config: &mut Config, args: &AddArgs) -> anyhow::R
     }
     let invite: Invite = to.parse().map_err(|e| {
         let names: Vec<&str> = config.vaults.iter().map(|v| v.name.as_str()).collect();
-        let known = if names.is_empty() { String::new() } else { format!("; known vaults: {}", names.join(", ")) };
+        let known = if names.is_empty() {
+            String::new()
+        } else {
+            format!("; known vaults: {}", names.join(", "))
+        };
         anyhow::anyhow!("--to: {e}{known}")
     })?;
     let default = || {
-        let host = invite.addresses.first().map_or("vault", |a| a.rsplit_once(':').map_or(a, |(h, _)| h));
+        let host = invite
+            .addresses
+            .first()
+            .map_or("vault", |a| a.rsplit_once(':').map_or(a, |(h, _)| h));
         named_after(host)
     };
-    let name = free_name(config, args.vault_name.clone().unwrap_or_else(default), args.vault_name.is_some())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let name = free_name(
+        config,
+        args.vault_name.clone().unwrap_or_else(default),
+        args.vault_name.is_some(),
+    )?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let identity = state.identity()?;
     let software = concat!("farwrite/", env!("CARGO_PKG_VERSION"));
     let paired = pair_blocking(runtime.handle(), &invite, &identity, software)?;
@@ -105,7 +139,10 @@ fn add_ssh(config: &mut Config, args: &AddArgs, url: &str) -> anyhow::Result<Sou
     if let Some(known) = config.vaults.iter().find(|v| v.ssh.as_deref() == Some(url)) {
         return Ok(known.name.clone());
     }
-    let wanted = args.vault_name.clone().unwrap_or_else(|| named_after(&target.host));
+    let wanted = args
+        .vault_name
+        .clone()
+        .unwrap_or_else(|| named_after(&target.host));
     let name = free_name(config, wanted, args.vault_name.is_some())?;
     config.vaults.push(Vault {
         name: name.clone(),
@@ -121,7 +158,13 @@ fn add_ssh(config: &mut Config, args: &AddArgs, url: &str) -> anyhow::Result<Sou
 
 /// A valid name made of a host name.
 fn named_after(host: &str) -> SourceName {
-    let keep = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let keep = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     let text: String = host.chars().map(keep).take(64).collect();
     let text = text.trim_start_matches(['.', '-']).to_owned();
     SourceName::new(text).unwrap_or_else(|_| SourceName::new("vault").expect("a valid name"))

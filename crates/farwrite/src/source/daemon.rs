@@ -54,7 +54,10 @@ pub(super) struct Inner {
 /// The switch's two positions.
 enum SensorSlot {
     On(Running),
-    Off { journal: Box<Journal>, why: Option<String> },
+    Off {
+        journal: Box<Journal>,
+        why: Option<String>,
+    },
     /// Between two positions.
     Moving,
 }
@@ -69,7 +72,8 @@ impl Daemon {
         let mut excludes = Vec::new();
         for d in &config.directories {
             let path = BytePath::new(&d.path)?;
-            let root = WatchRoot::lookup(path.clone()).with_context(|| format!("protected directory {}", d.path))?;
+            let root = WatchRoot::lookup(path.clone())
+                .with_context(|| format!("protected directory {}", d.path))?;
             roots.push(root);
             excludes.push(Excludes::new(path, &d.exclude, skip.clone())?);
         }
@@ -95,9 +99,13 @@ impl Daemon {
         };
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for vault in &config.vaults {
-            let of_vault: Vec<usize> =
-                (0..roots.len()).filter(|i| vault.directories.contains(&config.directories[*i].path)).collect();
-            let ids = of_vault.iter().map(|&i| (roots[i].id, roots[i].path.clone())).collect();
+            let of_vault: Vec<usize> = (0..roots.len())
+                .filter(|i| vault.directories.contains(&config.directories[*i].path))
+                .collect();
+            let ids = of_vault
+                .iter()
+                .map(|&i| (roots[i].id, roots[i].path.clone()))
+                .collect();
             let queue = Arc::new(Queue::new(limits::DIRTY_ENTRIES, ids));
             for (seq, change) in &recovered.pending {
                 queue.insert(*seq, std::slice::from_ref(change));
@@ -139,8 +147,15 @@ impl Daemon {
             sensor,
         });
         let off = state.switched_off_path().exists();
-        *inner.sensor.lock() = SensorSlot::Off { journal: Box::new(journal), why: None };
-        let daemon = Daemon { inner, threads, runtime: Some(runtime) };
+        *inner.sensor.lock() = SensorSlot::Off {
+            journal: Box::new(journal),
+            why: None,
+        };
+        let daemon = Daemon {
+            inner,
+            threads,
+            runtime: Some(runtime),
+        };
         if !off && let Err(e) = daemon.inner.turn_on() {
             daemon.stop();
             return Err(e);
@@ -157,11 +172,30 @@ impl Daemon {
     /// One line for the start of the daemon.
     pub fn greeting(&self) -> String {
         let names = |v: Vec<&str>| v.join(", ");
-        let dirs = names(self.inner.config.directories.iter().map(|d| d.path.as_str()).collect());
-        let vaults = names(self.inner.links.iter().map(|(v, _)| v.name.as_str()).collect());
+        let dirs = names(
+            self.inner
+                .config
+                .directories
+                .iter()
+                .map(|d| d.path.as_str())
+                .collect(),
+        );
+        let vaults = names(
+            self.inner
+                .links
+                .iter()
+                .map(|(v, _)| v.name.as_str())
+                .collect(),
+        );
         match self.inner.sensor_report() {
-            Some(r) => format!("protecting {dirs} in {vaults}; sensor {}: {}", r.kind.unwrap_or_default(), r.why),
-            None => format!("automatic backup of {dirs} is switched off; `farwrite on` switches it on"),
+            Some(r) => format!(
+                "protecting {dirs} in {vaults}; sensor {}: {}",
+                r.kind.unwrap_or_default(),
+                r.why
+            ),
+            None => {
+                format!("automatic backup of {dirs} is switched off; `farwrite on` switches it on")
+            }
         }
     }
 
@@ -177,7 +211,11 @@ impl Daemon {
 
     /// The protected directories.
     pub fn directories(&self) -> Vec<std::path::PathBuf> {
-        self.inner.roots.iter().map(|r| r.path.to_path_buf()).collect()
+        self.inner
+            .roots
+            .iter()
+            .map(|r| r.path.to_path_buf())
+            .collect()
     }
 
     /// The feed of what happens.
@@ -256,7 +294,10 @@ impl Inner {
                 Ok(())
             }
             Err((why, journal)) => {
-                *slot = SensorSlot::Off { journal: Box::new(journal), why: Some(why.clone()) };
+                *slot = SensorSlot::Off {
+                    journal: Box::new(journal),
+                    why: Some(why.clone()),
+                };
                 bail!(why)
             }
         }
@@ -265,7 +306,12 @@ impl Inner {
     fn turn_off(&self) {
         let mut slot = self.sensor.lock();
         match std::mem::replace(&mut *slot, SensorSlot::Moving) {
-            SensorSlot::On(running) => *slot = SensorSlot::Off { journal: Box::new(running.stop()), why: None },
+            SensorSlot::On(running) => {
+                *slot = SensorSlot::Off {
+                    journal: Box::new(running.stop()),
+                    why: None,
+                }
+            }
             other => *slot = other,
         }
     }
@@ -275,7 +321,9 @@ impl Inner {
         if on {
             self.turn_on()?;
             match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| path.display().to_string()),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    Err(e).with_context(|| path.display().to_string())
+                }
                 _ => Ok(()),
             }
         } else {
@@ -287,7 +335,11 @@ impl Inner {
 
     fn flush(&self, timeout: Option<Duration>, gone: &dyn Fn() -> bool) -> Result<(), String> {
         let end = timeout.map(|t| Instant::now() + t);
-        let step = || end.map_or(Instant::now() + FLUSH_STEP, |e| e.min(Instant::now() + FLUSH_STEP));
+        let step = || {
+            end.map_or(Instant::now() + FLUSH_STEP, |e| {
+                e.min(Instant::now() + FLUSH_STEP)
+            })
+        };
         let over = || gone() || end.is_some_and(|e| Instant::now() >= e);
         let _hurry: Vec<_> = self.links.iter().map(|(_, l)| l.queue.hurry()).collect();
         let target = loop {
@@ -314,14 +366,21 @@ impl Inner {
             }
             let r = link.report();
             if let Some((path, why)) = r.problems.first() {
-                return Err(format!("{} could not be backed up, {path}: {why}", count(r.problem_count, "entry", "entries")));
+                return Err(format!(
+                    "{} could not be backed up, {path}: {why}",
+                    count(r.problem_count, "entry", "entries")
+                ));
             }
         }
         Ok(())
     }
 
     fn late(&self, what: &str) -> String {
-        let down = self.links.iter().map(|(v, l)| (v, l.report())).find(|(_, r)| !r.up);
+        let down = self
+            .links
+            .iter()
+            .map(|(v, l)| (v, l.report()))
+            .find(|(_, r)| !r.up);
         match down {
             Some((v, r)) if !r.message.is_empty() => format!("{what}; {}: {}", v.name, r.message),
             _ => what.to_owned(),
@@ -340,15 +399,24 @@ fn byte_path(p: &std::path::Path) -> anyhow::Result<BytePath> {
 
 impl Handler for Inner {
     fn handle(&self, request: Request, gone: &dyn Fn() -> bool) -> Response {
-        let done = |r: Result<(), String>| r.map_or_else(|why| Response::Failed { why }, |()| Response::Done);
+        let done = |r: Result<(), String>| {
+            r.map_or_else(|why| Response::Failed { why }, |()| Response::Done)
+        };
         match request {
             Request::Status => Response::Status(Box::new(report::status(self))),
-            Request::Flush { timeout_ms } => done(self.flush(timeout_ms.map(Duration::from_millis), gone)),
-            Request::Switch { on } => done(self.switch(on).map_err(|e| format!("{e:#}"))),
-            Request::Interval { interval } => {
-                done(interval.parse::<Interval>().map(|i| self.setting.set(i)).map_err(|e| e.to_string()))
+            Request::Flush { timeout_ms } => {
+                done(self.flush(timeout_ms.map(Duration::from_millis), gone))
             }
-            Request::Watch => Response::Failed { why: "not a single answer".into() },
+            Request::Switch { on } => done(self.switch(on).map_err(|e| format!("{e:#}"))),
+            Request::Interval { interval } => done(
+                interval
+                    .parse::<Interval>()
+                    .map(|i| self.setting.set(i))
+                    .map_err(|e| e.to_string()),
+            ),
+            Request::Watch => Response::Failed {
+                why: "not a single answer".into(),
+            },
         }
     }
 

@@ -4,11 +4,15 @@ use super::activity::Feed;
 use farwrite_control::Activity;
 use farwrite_core::codec::{decode_commit, decode_ops};
 use farwrite_core::{
-    BackupCommand, BatchSeq, Change, ChangeOp, ChangeSeq, Clock, Epoch, Record, RecordKind, SystemClock,
+    BackupCommand, BatchSeq, Change, ChangeOp, ChangeSeq, Clock, Epoch, Record, RecordKind,
+    SystemClock,
 };
-use farwrite_schedule::{CommandSink, Outcome, PacerSetting, ProcessingStats, ProcessingUnit, Queue, Stopped};
+use farwrite_schedule::{
+    CommandSink, Outcome, PacerSetting, ProcessingStats, ProcessingUnit, Queue, Stopped,
+};
 use farwrite_transfer::backup::{
-    BackupStats, BackupUnit, Index, IndexState, Problem, RecordSink, RootSpec, SinkClosed, UnitError,
+    BackupStats, BackupUnit, Index, IndexState, Problem, RecordSink, RootSpec, SinkClosed,
+    UnitError,
 };
 use farwrite_transfer::net::{Dialer, LinkEvent, LinkOptions, LinkStats, SourceLink};
 use parking_lot::{Condvar, Mutex};
@@ -158,7 +162,9 @@ impl Link {
             if r.mirrored >= target || (!r.mirror && r.acked >= target) {
                 return true;
             }
-            if self.stop.load(Ordering::Acquire) || self.changed.wait_until(&mut r, deadline).timed_out() {
+            if self.stop.load(Ordering::Acquire)
+                || self.changed.wait_until(&mut r, deadline).timed_out()
+            {
                 return false;
             }
         }
@@ -175,7 +181,12 @@ impl Link {
 
     /// Called on the runtime's threads: must not block for long.
     fn event(&self, event: LinkEvent, feed: &Feed) {
-        let tell = |text: String| feed.tell(|| Activity::Link { vault: self.name.clone(), text });
+        let tell = |text: String| {
+            feed.tell(|| Activity::Link {
+                vault: self.name.clone(),
+                text,
+            })
+        };
         match event {
             LinkEvent::Up { mirror, .. } => {
                 self.update(|r| {
@@ -210,7 +221,11 @@ impl Link {
                 });
                 self.queue.acked(seq);
                 let after_ms = after.unwrap_or_default().as_millis() as u64;
-                feed.tell(|| Activity::Durable { vault: self.name.clone(), batch: seq.0, after_ms });
+                feed.tell(|| Activity::Durable {
+                    vault: self.name.clone(),
+                    batch: seq.0,
+                    after_ms,
+                });
             }
             LinkEvent::Mirrored(seq) => self.update(|r| r.mirrored = seq),
         }
@@ -243,7 +258,9 @@ impl Worker {
     fn run(self) {
         while !self.shared.stopping() {
             let session = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session()));
-            let ended = session.unwrap_or_else(|_| Err(SinkClosed("an internal error (see the log): please report it".into()).into()));
+            let ended = session.unwrap_or_else(|_| {
+                Err(SinkClosed("an internal error (see the log): please report it".into()).into())
+            });
             if let Err(e) = ended {
                 if self.shared.stopping() {
                     break;
@@ -265,7 +282,9 @@ impl Worker {
     fn pause(&self, time: Duration) {
         let deadline = Instant::now() + time;
         let mut r = self.shared.report.lock();
-        while !self.shared.stopping() && !self.shared.changed.wait_until(&mut r, deadline).timed_out() {}
+        while !self.shared.stopping()
+            && !self.shared.changed.wait_until(&mut r, deadline).timed_out()
+        {}
     }
 
     /// From connecting to the end of the link.
@@ -278,9 +297,18 @@ impl Worker {
         let (up_sender, ups) = crossbeam_channel::bounded(8);
         let (shared, feed) = (self.shared.clone(), self.setup.feed.clone());
         let events = Box::new(move |event: LinkEvent| {
-            if let LinkEvent::Up { last, epoch, first: true, .. } = &event {
+            if let LinkEvent::Up {
+                last,
+                epoch,
+                first: true,
+                ..
+            } = &event
+            {
                 // Full only if nobody waits any more.
-                let _ = up_sender.try_send(VaultEnd { last: *last, epoch: *epoch });
+                let _ = up_sender.try_send(VaultEnd {
+                    last: *last,
+                    epoch: *epoch,
+                });
             }
             shared.event(event, &feed);
         });
@@ -289,7 +317,12 @@ impl Worker {
             bytes_per_second: self.setup.bandwidth,
             ..LinkOptions::default()
         };
-        let link = Arc::new(SourceLink::spawn(&self.setup.runtime, self.setup.dialer.clone(), options, events));
+        let link = Arc::new(SourceLink::spawn(
+            &self.setup.runtime,
+            self.setup.dialer.clone(),
+            options,
+            events,
+        ));
         *self.shared.connection.lock() = Some(link.clone());
         let end = loop {
             if self.shared.stopping() {
@@ -314,8 +347,13 @@ impl Worker {
         if !looked_at_all {
             self.compare_all(&unit);
         }
-        let mut commands = Commands { unit, worker: self, link: link.clone() };
-        let mut processing = ProcessingUnit::new(self.setup.queue.clone(), self.setup.setting.clone());
+        let mut commands = Commands {
+            unit,
+            worker: self,
+            link: link.clone(),
+        };
+        let mut processing =
+            ProcessingUnit::new(self.setup.queue.clone(), self.setup.setting.clone());
         *self.shared.processing.lock() = processing.stats();
         let barrier = &self.setup.barrier;
         let drain = || {
@@ -342,7 +380,14 @@ impl Worker {
         let seq = self.setup.queue.oldest().map_or(ChangeSeq(1), |(s, _)| s);
         for (dir, path) in unit.compare_all() {
             let time = SystemClock::default().now();
-            let c = Change { time, path, dir, name: None, file: None, op: ChangeOp::Subtree };
+            let c = Change {
+                time,
+                path,
+                dir,
+                name: None,
+                file: None,
+                op: ChangeOp::Subtree,
+            };
             self.setup.queue.insert(seq, &[c]);
         }
     }
@@ -350,7 +395,12 @@ impl Worker {
 
 /// Makes the index and the vault's log agree. Returns whether the index is as it was: else everything is to be
 /// compared.
-fn settle(index: &mut Index, end: VaultEnd, link: &SourceLink, vault: &str) -> Result<bool, UnitError> {
+fn settle(
+    index: &mut Index,
+    end: VaultEnd,
+    link: &SourceLink,
+    vault: &str,
+) -> Result<bool, UnitError> {
     let state = index.state();
     let (seq, chain) = end.last.unwrap_or_default();
     let known = end.last.is_none() || end.epoch == Some(state.epoch);
@@ -375,7 +425,9 @@ fn settle(index: &mut Index, end: VaultEnd, link: &SourceLink, vault: &str) -> R
 }
 
 fn replay(index: &mut Index, state: IndexState, link: &SourceLink) -> Result<bool, UnitError> {
-    let Ok(records) = link.replay(state.seq) else { return Ok(false) };
+    let Ok(records) = link.replay(state.seq) else {
+        return Ok(false);
+    };
     let mut ops = Vec::new();
     for record in records {
         let Ok(record) = record else { return Ok(false) };
@@ -420,7 +472,11 @@ impl Commands<'_> {
 
     fn publish(&self, batch: Option<BatchSeq>) {
         let problems: Vec<&Problem> = self.unit.problems().collect();
-        let shown = problems.iter().take(PROBLEMS_SHOWN).map(|p| (p.path.to_string(), p.why.clone())).collect();
+        let shown = problems
+            .iter()
+            .take(PROBLEMS_SHOWN)
+            .map(|p| (p.path.to_string(), p.why.clone()))
+            .collect();
         let boundaries = self.unit.boundaries().map(|b| b.to_string()).collect();
         let backup = self.unit.stats();
         self.worker.shared.update(|r| {
@@ -440,7 +496,11 @@ impl Commands<'_> {
         }
         sent.push_back((batch, Instant::now()));
         drop(sent);
-        self.worker.setup.feed.tell(|| Activity::Sent { vault: shared.name.clone(), batch: batch.0, bytes });
+        self.worker.setup.feed.tell(|| Activity::Sent {
+            vault: shared.name.clone(),
+            batch: batch.0,
+            bytes,
+        });
     }
 }
 
@@ -460,7 +520,10 @@ impl CommandSink for Commands<'_> {
         self.note_acks()?;
         let before = self.unit.stats().bytes_sent;
         let setup = &self.worker.setup;
-        let report = self.unit.execute(commands, &mut || quiet(setup)).map_err(stopped)?;
+        let report = self
+            .unit
+            .execute(commands, &mut || quiet(setup))
+            .map_err(stopped)?;
         self.publish(report.batch);
         if let Some(batch) = report.batch {
             self.sent(batch, self.unit.stats().bytes_sent - before);
@@ -482,7 +545,9 @@ impl CommandSink for Commands<'_> {
         let now = self.unit.index().state().seq;
         self.publish((now > before).then_some(now));
         if !again.is_empty() {
-            setup.queue.settle(again.into_iter().map(|c| (c, false)).collect(), None);
+            setup
+                .queue
+                .settle(again.into_iter().map(|c| (c, false)).collect(), None);
         }
         Ok(())
     }

@@ -22,16 +22,26 @@ pub fn first_compare(daemon: &Daemon, stop: &AtomicBool) -> bool {
     let started = Instant::now();
     let total = count_entries(daemon.directories(), stop);
     let terminal = std::io::stderr().is_terminal();
-    let bar = ProgressBar::with_draw_target(None, if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+    let bar = ProgressBar::with_draw_target(
+        None,
+        if terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        },
+    );
     bar.set_style(
-        ProgressStyle::with_template("{msg} {wide_bar:.cyan/dim} {percent:>3}%").expect("a valid template"),
+        ProgressStyle::with_template("{msg} {wide_bar:.cyan/dim} {percent:>3}%")
+            .expect("a valid template"),
     );
     let mut last_line = Instant::now();
     loop {
         let s = daemon.status();
         let entries: u64 = s.vaults.iter().map(|v| v.backup.entries).min().unwrap_or(0);
         let new: u64 = s.vaults.iter().map(|v| v.backup.bytes_new).sum();
-        let over = s.vaults.iter().all(|v| v.lag_ms == 0 && v.backup.compares_open == 0 && v.connected && v.pending_changes == 0);
+        let over = s.vaults.iter().all(|v| {
+            v.lag_ms == 0 && v.backup.compares_open == 0 && v.connected && v.pending_changes == 0
+        });
         let message = format!("{} entries, {} new", grouped(entries), show(new));
         let known = total.load(Ordering::Relaxed).max(entries).max(1);
         bar.set_length(known);
@@ -42,7 +52,10 @@ pub fn first_compare(daemon: &Daemon, stop: &AtomicBool) -> bool {
         });
         if !terminal && last_line.elapsed() >= LINE {
             last_line = Instant::now();
-            eprintln!("first compare: {message}, {} to go", grouped(known.saturating_sub(entries)));
+            eprintln!(
+                "first compare: {message}, {} to go",
+                grouped(known.saturating_sub(entries))
+            );
         }
         if over || stop.load(Ordering::Acquire) {
             bar.finish_and_clear();
@@ -67,12 +80,17 @@ fn count_entries(dirs: Vec<PathBuf>, stop: &AtomicBool) -> Arc<AtomicU64> {
         while let Some(dir) = stack.pop() {
             let Ok(entries) = dir.list() else { continue };
             count.fetch_add(entries.len() as u64, Ordering::Relaxed);
-            let below = entries.iter().filter(|e| e.kind == Some(farwrite_core::Kind::Dir));
+            let below = entries
+                .iter()
+                .filter(|e| e.kind == Some(farwrite_core::Kind::Dir));
             // A bound on open directories: a very wide tree is only estimated.
             stack.extend(below.filter_map(|e| dir.open_dir(&e.name).ok()).take(256));
         }
     };
-    if let Err(e) = std::thread::Builder::new().name("count".into()).spawn(counting) {
+    if let Err(e) = std::thread::Builder::new()
+        .name("count".into())
+        .spawn(counting)
+    {
         tracing::debug!(error = %e, "no count of the tree");
     }
     total

@@ -3,7 +3,9 @@
 use super::daemon::Inner;
 use super::link::{Link, LinkReport};
 use crate::config;
-use farwrite_control::{API_VERSION, Backup, Problem, Protection, Schedule, Sensor, State, Status, Vault};
+use farwrite_control::{
+    API_VERSION, Backup, Problem, Protection, Schedule, Sensor, State, Status, Vault,
+};
 use farwrite_core::{Clock, SystemClock, Timestamp};
 use farwrite_schedule::QueueStats;
 
@@ -24,7 +26,10 @@ pub fn status(inner: &Inner) -> Status {
             events: r.stats.seen,
             overflows: r.stats.overflows,
         },
-        None => Sensor { warning: inner.off_because(), ..Sensor::default() },
+        None => Sensor {
+            warning: inner.off_because(),
+            ..Sensor::default()
+        },
     };
     let managing = inner.managing_stats().unwrap_or_default();
     let (lost, repaired) = {
@@ -74,14 +79,19 @@ pub fn status(inner: &Inner) -> Status {
 }
 
 fn not_covered(r: &LinkReport, dir: &str) -> Vec<String> {
-    let below = |b: &&String| b.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'));
+    let below = |b: &&String| {
+        b.strip_prefix(dir)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
     r.boundaries.iter().filter(below).cloned().collect()
 }
 
 fn vault(config: &config::Vault, link: &Link, on: bool) -> Vault {
     let r = link.report();
     let q = link.queue.stats();
-    let lag_ms = q.oldest.map_or(0, |(_, t)| SystemClock::default().now().since(t).as_millis() as u64);
+    let lag_ms = q.oldest.map_or(0, |(_, t)| {
+        SystemClock::default().now().since(t).as_millis() as u64
+    });
     let (state, message) = judge(&r, &q, lag_ms, on);
     Vault {
         name: config.name.to_string(),
@@ -112,7 +122,14 @@ fn vault(config: &config::Vault, link: &Link, on: bool) -> Vault {
             compares_open: r.backup.compares_open,
             put_back: link.processing().put_back,
         },
-        problems: r.problems.iter().map(|(p, w)| Problem { path: p.clone(), why: w.clone() }).collect(),
+        problems: r
+            .problems
+            .iter()
+            .map(|(p, w)| Problem {
+                path: p.clone(),
+                why: w.clone(),
+            })
+            .collect(),
         problem_count: r.problem_count as u64,
     }
 }
@@ -124,15 +141,26 @@ fn judge(r: &LinkReport, q: &QueueStats, lag_ms: u64, on: bool) -> (State, Strin
         return (State::Error, r.message.clone());
     }
     if !r.up {
-        let why = if r.message.is_empty() { "connecting".into() } else { r.message.clone() };
+        let why = if r.message.is_empty() {
+            "connecting".into()
+        } else {
+            r.message.clone()
+        };
         let waiting = match q.oldest {
-            Some(_) => format!("; {} changes are waiting, the oldest for {behind}", q.pending),
+            Some(_) => format!(
+                "; {} changes are waiting, the oldest for {behind}",
+                q.pending
+            ),
             None => String::new(),
         };
         return (State::Offline, format!("{why}{waiting}"));
     }
     if !on {
-        return (State::Off, "automatic backup is switched off: changes are not seen; `farwrite on` catches up".into());
+        return (
+            State::Off,
+            "automatic backup is switched off: changes are not seen; `farwrite on` catches up"
+                .into(),
+        );
     }
     if r.backup.compares_open > 0 {
         let done = format!(
@@ -145,12 +173,21 @@ fn judge(r: &LinkReport, q: &QueueStats, lag_ms: u64, on: bool) -> (State, Strin
     }
     if r.problem_count > 0 {
         let (path, why) = &r.problems[0];
-        return (State::Incomplete, format!("{} entries cannot be backed up, first {path}: {why}", r.problem_count));
+        return (
+            State::Incomplete,
+            format!(
+                "{} entries cannot be backed up, first {path}: {why}",
+                r.problem_count
+            ),
+        );
     }
     match q.oldest {
         None => (State::Safe, "everything is safe".into()),
         Some(_) if lag_ms < BEHIND_MS => (State::Safe, format!("{behind} behind")),
-        Some(_) => (State::Behind, format!("{behind} behind, {} changes waiting", q.pending)),
+        Some(_) => (
+            State::Behind,
+            format!("{behind} behind, {} changes waiting", q.pending),
+        ),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::activity::Feed;
 use crate::config::{Config, Sensor};
-use farwrite_capture::{ChangeSource, ReadState, SensorChoice, SensorOptions, SensorStats, Waker, WatchRoot};
+use farwrite_capture::{
+    ChangeSource, ReadState, SensorChoice, SensorOptions, SensorStats, Waker, WatchRoot,
+};
 use farwrite_control::Activity;
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, Clock, Guarantee, SystemClock};
@@ -88,8 +90,12 @@ impl Running {
             Ok(s) => s,
             Err(e) => return Err((e, journal)),
         };
-        let excludes: Vec<(BytePath, Excludes)> =
-            setup.roots.iter().map(|r| r.path.clone()).zip(setup.excludes.iter().cloned()).collect();
+        let excludes: Vec<(BytePath, Excludes)> = setup
+            .roots
+            .iter()
+            .map(|r| r.path.clone())
+            .zip(setup.excludes.iter().cloned())
+            .collect();
         let filter = Box::new(move |c: &Change| wanted(c, &excludes));
         let (feed, losses) = (setup.feed.clone(), setup.losses.clone());
         let observer = Box::new(move |first: ChangeSeq, changes: &[Change]| {
@@ -102,42 +108,65 @@ impl Running {
                 }
             }
         });
-        let mut unit = ManagingUnit::new(journal, setup.queues.clone(), setup.setting.clone(), filter, observer);
+        let mut unit = ManagingUnit::new(
+            journal,
+            setup.queues.clone(),
+            setup.setting.clone(),
+            filter,
+            observer,
+        );
         let shared = unit.shared();
         let report = Arc::new(Mutex::new(SensorReport::default()));
         let waker = Arc::new(Mutex::new(None));
         let stop = Arc::new(AtomicBool::new(false));
-        let mut adapter = Adapter { source: None, report: report.clone(), waker: waker.clone() };
+        let mut adapter = Adapter {
+            source: None,
+            report: report.clone(),
+            waker: waker.clone(),
+        };
         adapter.put(source);
         let stopping = stop.clone();
-        let spawned = std::thread::Builder::new().name("managing-unit".into()).spawn(move || {
-            // The sensor is in place: whatever happened before it was is found by comparing everything.
-            let mut op = ChangeOp::Subtree;
-            loop {
-                let whole = setup.roots.iter().map(|r| whole(r, op.clone())).collect();
-                let run = unit.put(whole).map_err(|e| e.to_string()).and_then(|()| unit.run(&mut adapter));
-                adapter.close();
-                let Err(why) = run else { return unit.into_journal() };
-                tracing::error!(%why, "the sensor has failed");
-                op = ChangeOp::Overflow;
+        let spawned = std::thread::Builder::new()
+            .name("managing-unit".into())
+            .spawn(move || {
+                // The sensor is in place: whatever happened before it was is found by comparing everything.
+                let mut op = ChangeOp::Subtree;
                 loop {
-                    adapter.failed(&why);
-                    let until = Instant::now() + REOPEN;
-                    while Instant::now() < until && !stopping.load(Ordering::Acquire) {
-                        std::thread::park_timeout(REOPEN / 10);
-                    }
-                    if stopping.load(Ordering::Acquire) {
+                    let whole = setup.roots.iter().map(|r| whole(r, op.clone())).collect();
+                    let run = unit
+                        .put(whole)
+                        .map_err(|e| e.to_string())
+                        .and_then(|()| unit.run(&mut adapter));
+                    adapter.close();
+                    let Err(why) = run else {
                         return unit.into_journal();
-                    }
-                    match open(&setup) {
-                        Ok(s) => break adapter.put(s),
-                        Err(e) => adapter.failed(&e),
+                    };
+                    tracing::error!(%why, "the sensor has failed");
+                    op = ChangeOp::Overflow;
+                    loop {
+                        adapter.failed(&why);
+                        let until = Instant::now() + REOPEN;
+                        while Instant::now() < until && !stopping.load(Ordering::Acquire) {
+                            std::thread::park_timeout(REOPEN / 10);
+                        }
+                        if stopping.load(Ordering::Acquire) {
+                            return unit.into_journal();
+                        }
+                        match open(&setup) {
+                            Ok(s) => break adapter.put(s),
+                            Err(e) => adapter.failed(&e),
+                        }
                     }
                 }
-            }
-        });
+            });
         let thread = spawned.expect("a thread can be started");
-        Ok(Running { shared, report, waker, stop, thread })
+        Ok(Running {
+            shared,
+            report,
+            waker,
+            stop,
+            thread,
+        })
     }
 
     /// Stops; the sensor has let go of the kernel when this returns.
@@ -146,7 +175,9 @@ impl Running {
         self.shared.stop();
         self.wake();
         self.thread.thread().unpark();
-        self.thread.join().expect("the managing unit does not panic")
+        self.thread
+            .join()
+            .expect("the managing unit does not panic")
     }
 
     /// Empties the sensor's queue; returns the last message then. `None` at the deadline.
@@ -173,7 +204,14 @@ impl Running {
 
 fn whole(root: &WatchRoot, op: ChangeOp) -> Change {
     let time = SystemClock::default().now();
-    Change { time, path: root.path.clone(), dir: root.id, name: None, file: None, op }
+    Change {
+        time,
+        path: root.path.clone(),
+        dir: root.id,
+        name: None,
+        file: None,
+        op,
+    }
 }
 
 /// Is the message about something that is backed up? A file told by identity, and a tree, always may be.
@@ -181,7 +219,11 @@ fn wanted(c: &Change, excludes: &[(BytePath, Excludes)]) -> bool {
     if c.name.is_none() || c.file.is_some() {
         return true;
     }
-    let excluded = |p: &BytePath| excludes.iter().any(|(root, e)| p.starts_with(root) && e.excludes(p, false));
+    let excluded = |p: &BytePath| {
+        excludes
+            .iter()
+            .any(|(root, e)| p.starts_with(root) && e.excludes(p, false))
+    };
     match &c.op {
         ChangeOp::Rename { to_path, .. } => !excluded(&c.path) || !excluded(to_path),
         _ => !excluded(&c.path),
@@ -205,9 +247,21 @@ fn open(setup: &SensorSetup) -> Result<(Box<dyn ChangeSource>, String), String> 
 
 /// What a sensor promises, in words.
 fn in_words(g: Guarantee) -> String {
-    let extents = if g.extents { "exact byte ranges" } else { "every named change, no byte ranges" };
-    let mmap = if g.mmap { "mmap stores at once" } else { "mmap stores when the file is closed" };
-    let persists = if g.persists { "goes on while the daemon is away" } else { "catches up by comparing after a restart" };
+    let extents = if g.extents {
+        "exact byte ranges"
+    } else {
+        "every named change, no byte ranges"
+    };
+    let mmap = if g.mmap {
+        "mmap stores at once"
+    } else {
+        "mmap stores when the file is closed"
+    };
+    let persists = if g.persists {
+        "goes on while the daemon is away"
+    } else {
+        "catches up by comparing after a restart"
+    };
     format!("{extents}; {mmap}; {persists}")
 }
 
@@ -243,7 +297,8 @@ impl Adapter {
     }
 
     fn failed(&mut self, why: &str) {
-        self.report.lock().warning = Some(format!("the sensor failed and is being opened anew: {why}"));
+        self.report.lock().warning =
+            Some(format!("the sensor failed and is being opened anew: {why}"));
     }
 }
 

@@ -10,8 +10,6 @@ mod serve;
 mod status;
 mod verify;
 
-// For a vault in the same process as its source.
-pub(crate) use destination::VaultDestination;
 pub(crate) use init::{create, open};
 pub(crate) use serve::serve;
 
