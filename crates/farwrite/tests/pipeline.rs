@@ -188,6 +188,7 @@ impl Sim {
         }
         let unit = self.unit.as_mut().expect("running");
         let report = unit.execute(taken.commands, &mut || false).expect("works");
+        self.trace.push(format!("  batch {:?}", report.batch));
         for (c, after_drain) in report.put_back {
             self.dirty.put_back(c, after_drain);
         }
@@ -251,6 +252,7 @@ impl Sim {
         let Some(kept) = kept else {
             return self.start();
         };
+        self.trace.push(format!("CRASH: the vault has {kept}"));
         let mut index = Index::open(&self.index_path, 1 << 20).expect("opens");
         index.roll_back_to(kept).expect("rolls back");
         {

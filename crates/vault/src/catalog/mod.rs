@@ -215,6 +215,14 @@ impl Catalog {
         }
     }
 
+    /// Runs `f` within one read transaction: many small questions then cost no file locks of their own.
+    pub fn reading<T>(&self, f: impl FnOnce() -> T) -> rusqlite::Result<T> {
+        let transaction = self.conn.unchecked_transaction()?;
+        let answer = f();
+        transaction.commit()?;
+        Ok(answer)
+    }
+
     /// The tree as it stood after a batch.
     pub fn view(&self, at: BatchSeq) -> View<'_> {
         View::new(&self.conn, at, self.applied)

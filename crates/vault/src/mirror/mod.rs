@@ -158,7 +158,7 @@ impl Mirror {
         if delta.cleared {
             return self.reconcile(catalog, from);
         }
-        match step::Step::new(self, catalog, from, delta).run() {
+        match catalog.reading(|| step::Step::new(self, catalog, from, delta).run())? {
             Err(e) if e.is_surprise() => {
                 tracing::warn!("{e}: comparing the whole mirror with the catalog");
                 self.reconcile(catalog, from)
@@ -174,7 +174,7 @@ impl Mirror {
         self.stats.reconciles += 1;
         self.dirs.clear();
         let view = catalog.view(catalog.applied());
-        reconcile::Reconcile::new(self, view, trusted)?.run()
+        catalog.reading(|| reconcile::Reconcile::new(self, view, trusted)?.run())?
     }
 
     /// Writes everything to the disk.
