@@ -16,20 +16,27 @@ pub struct Queue {
 #[derive(Debug)]
 struct Inner {
     dirty: DirtySet,
-    taken: Option<(ChangeSeq, Timestamp)>,
-    in_flight: BTreeMap<BatchSeq, (ChangeSeq, Timestamp)>,
+    taken: Option<Group>,
+    in_flight: BTreeMap<BatchSeq, Group>,
     acked: Option<BatchSeq>,
     stopped: bool,
     urgent: usize,
     inserted: u64,
 }
 
+/// Commands that have left the dirty set together.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    oldest: (ChangeSeq, Timestamp),
+    commands: usize,
+}
+
 /// A look at the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStats {
-    /// Commands waiting.
+    /// Commands that are not durable in the vault yet: waiting, taken, or sent and not acked.
     pub pending: usize,
-    /// Bytes known to be changed among them.
+    /// Bytes known to be changed among those waiting.
     pub pending_bytes: u64,
     /// Batches sent and not acked.
     pub in_flight: usize,
@@ -116,7 +123,8 @@ impl Queue {
         let taken = q.dirty.take(max);
         let first = taken.commands.iter().map(|c| c.first).min();
         let since = taken.commands.iter().map(|c| c.since).min();
-        q.taken = first.zip(since);
+        let commands = taken.commands.len();
+        q.taken = first.zip(since).map(|oldest| Group { oldest, commands });
         taken
     }
 
@@ -124,7 +132,7 @@ impl Queue {
     /// batches up to `batch`; `None`: there was nothing to send.
     pub fn settle(&self, put_back: Vec<(BackupCommand, bool)>, batch: Option<BatchSeq>) {
         let mut q = self.inner.lock();
-        let again = !put_back.is_empty();
+        let (again, back) = (!put_back.is_empty(), put_back.len());
         for (c, after_drain) in put_back {
             q.dirty.put_back(c, after_drain);
         }
@@ -133,8 +141,10 @@ impl Queue {
             // The ack may have been faster than this call.
             && q.acked < Some(seq)
         {
-            let slot = q.in_flight.entry(seq).or_insert(t);
-            *slot = (slot.0.min(t.0), slot.1.min(t.1));
+            let slot = q.in_flight.entry(seq).or_insert(Group { commands: 0, ..t });
+            let (a, b) = (slot.oldest, t.oldest);
+            slot.oldest = (a.0.min(b.0), a.1.min(b.1));
+            slot.commands += t.commands.saturating_sub(back);
         }
         if again {
             self.changed.notify_all();
@@ -202,7 +212,7 @@ impl Queue {
     pub fn stats(&self) -> QueueStats {
         let q = self.inner.lock();
         QueueStats {
-            pending: q.dirty.len(),
+            pending: q.dirty.len() + q.left().map(|g| g.commands).sum::<usize>(),
             pending_bytes: q.dirty.known_bytes(),
             in_flight: q.in_flight.len(),
             oldest: q.oldest(),
@@ -213,13 +223,17 @@ impl Queue {
 }
 
 impl Inner {
+    /// What has left the dirty set and is not acked.
+    fn left(&self) -> impl Iterator<Item = &Group> {
+        self.taken.iter().chain(self.in_flight.values())
+    }
+
     fn oldest(&self) -> Option<(ChangeSeq, Timestamp)> {
         let seqs = self
             .dirty
             .oldest()
             .into_iter()
-            .chain(self.taken)
-            .chain(self.in_flight.values().copied());
+            .chain(self.left().map(|g| g.oldest));
         seqs.reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)))
     }
 }
@@ -266,13 +280,16 @@ mod tests {
         for (seq, ack_first) in [(1, true), (2, false)] {
             q.insert(ChangeSeq(seq), std::slice::from_ref(&c));
             assert_eq!(q.take(10).commands.len(), 1);
+            assert_eq!(q.stats().pending, 1, "taken, not durable");
             assert_eq!(q.oldest().unwrap().0, ChangeSeq(seq), "taken, not done");
             if ack_first {
                 q.acked(BatchSeq(seq));
             }
             q.settle(Vec::new(), Some(BatchSeq(seq)));
             assert_eq!(q.oldest().is_none(), ack_first);
+            assert_eq!(q.stats().pending, usize::from(!ack_first));
             q.acked(BatchSeq(seq));
+            assert_eq!(q.stats().pending, 0);
             assert!(q.oldest().is_none());
         }
     }
