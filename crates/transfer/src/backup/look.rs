@@ -404,7 +404,7 @@ impl BackupUnit {
         if row.is_dir() && compare {
             self.queue_compare(&c, e.path.clone(), e.stat.id);
         }
-        self.update(e, node, row, &c, false)
+        self.update(e, node, row, &c, compare)
     }
 
     /// Is `node` the directory `below` or above it, in the index?

@@ -370,6 +370,10 @@ impl BackupUnit {
     fn refresh_touched(&mut self) -> Result<(), UnitError> {
         for node in std::mem::take(&mut self.touched) {
             let Some(dir) = self.tree.open_node(&self.index, node)? else {
+                // Moved, and the message about it is still to come: once more then.
+                if self.index.node(node)?.is_some() {
+                    self.touched.insert(node);
+                }
                 continue;
             };
             let (Ok(stat), Some(row)) = (dir.dir.stat_self(), self.index.node(node)?) else {

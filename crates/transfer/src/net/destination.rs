@@ -130,7 +130,7 @@ impl EventSender {
         self.update(|e| e.durable = e.durable.max(Some(seq)));
     }
 
-    /// Every batch up to `seq` is in the mirror. Only after [`EventSender::durable`] of the same.
+    /// Every batch up to `seq` is in the mirror. The source hears of it after the ack.
     pub fn mirrored(&self, seq: BatchSeq) {
         self.update(|e| e.mirrored = e.mirrored.max(Some(seq)));
     }

@@ -104,6 +104,8 @@ struct Backup {
     window: u64,
     durable: BatchSeq,
     mirrored: BatchSeq,
+    /// What the source was told of `mirrored`: never more than is acked.
+    mirrored_told: BatchSeq,
     /// Batch whose records are due.
     due: BatchSeq,
     /// Bytes and records of the unfinished batch.
@@ -298,6 +300,7 @@ impl VaultSession {
             window: window_bytes,
             durable,
             mirrored: BatchSeq(0),
+            mirrored_told: BatchSeq(0),
             due: durable.next(),
             open: (0, 0),
             unacked: VecDeque::new(),
@@ -373,18 +376,25 @@ impl VaultSession {
                 b.unacked_bytes -= bytes;
             }
             self.say(&Message::Ack { seq });
+            self.tell_mirrored();
         }
     }
 
-    /// Every batch up to `seq` is in the mirror. What is not yet acked is held back by the caller's order of events.
+    /// Every batch up to `seq` is in the mirror. May come before [`VaultSession::durable`] of the same: the source hears of it
+    /// after the ack.
     pub fn mirrored(&mut self, seq: BatchSeq) {
-        if let State::Backup(b) = &mut self.state
-            && seq > b.mirrored
-        {
-            b.mirrored = seq;
-            let acked = seq.min(b.durable);
-            if acked > BatchSeq(0) {
-                self.say(&Message::Mirrored { seq: acked });
+        if let State::Backup(b) = &mut self.state {
+            b.mirrored = b.mirrored.max(seq);
+            self.tell_mirrored();
+        }
+    }
+
+    fn tell_mirrored(&mut self) {
+        if let State::Backup(b) = &mut self.state {
+            let seq = b.mirrored.min(b.durable);
+            if seq > b.mirrored_told {
+                b.mirrored_told = seq;
+                self.say(&Message::Mirrored { seq });
             }
         }
     }
