@@ -559,3 +559,31 @@ proptest! {
         prop_assert_eq!(log, batches);
     }
 }
+
+#[test]
+fn the_mirror_may_be_faster_than_the_ack() {
+    let mut maker = Maker::new();
+    let mut v = opened(None);
+    v.received(T0, &wire(&maker.batch(1, 10)));
+    v.received(T0, &wire(&maker.batch(1, 10)));
+    let said = |v: &mut VaultSession| {
+        let mut out = BytesMut::new();
+        v.poll_output(T0, &mut out);
+        messages(&out)
+    };
+    v.mirrored(BatchSeq(1));
+    assert_eq!(said(&mut v), []);
+    v.durable(BatchSeq(1));
+    let one = [
+        Message::Ack { seq: BatchSeq(1) },
+        Message::Mirrored { seq: BatchSeq(1) },
+    ];
+    assert_eq!(said(&mut v), one);
+    v.durable(BatchSeq(2));
+    v.mirrored(BatchSeq(2));
+    let two = [
+        Message::Ack { seq: BatchSeq(2) },
+        Message::Mirrored { seq: BatchSeq(2) },
+    ];
+    assert_eq!(said(&mut v), two);
+}
