@@ -2,7 +2,7 @@
 
 use super::index::SLOT_NONE;
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::{Found, OpenDir};
+use super::tree::{Found, OpenDir, Refused};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Stat, is_absent, read_meta};
@@ -45,6 +45,7 @@ impl BackupUnit {
                 }
                 return self.look_later(c);
             }
+            Found::Refused(r) => return self.refused(&r, &c),
             Found::Unknown => return Ok(()),
         };
         self.stats.entries += 1;
@@ -146,11 +147,18 @@ impl BackupUnit {
         row: NodeRow,
         id: FileId,
     ) -> Result<bool, UnitError> {
-        let mut out_of_sight = false;
+        let (mut out_of_sight, mut refused) = (false, None);
         for (parent, name) in self.index.names_of(node)? {
-            let Some(dir) = self.tree.open_node(&self.index, parent)? else {
-                out_of_sight = true;
-                continue;
+            let dir = match self.tree.try_open(&self.index, parent)? {
+                Ok(Some(dir)) => dir,
+                Ok(None) => {
+                    out_of_sight = true;
+                    continue;
+                }
+                Err(r) => {
+                    refused = Some(r);
+                    continue;
+                }
             };
             let Ok(stat) = dir.dir.stat(&name) else {
                 continue;
@@ -176,6 +184,10 @@ impl BackupUnit {
             return Ok(true);
         }
         self.suspect(node)?;
+        if let Some(r) = refused {
+            self.refused(&r, c)?;
+            return Ok(true);
+        }
         if out_of_sight {
             // A directory above was moved: nothing else will lead to the file once that is known.
             self.look_later(c.clone())?;
@@ -197,6 +209,7 @@ impl BackupUnit {
         let dir = match self.tree.by_file(&self.index, id)? {
             Found::Open(dir) => dir,
             Found::Elsewhere(_) => return self.look_later(c),
+            Found::Refused(r) => return self.refused(&r, &c),
             Found::Unknown => return Ok(()),
         };
         match (dir.dir.stat_self(), self.index.node(dir.node)?) {
@@ -476,7 +489,10 @@ impl BackupUnit {
         }
         match read_meta(&e.dir.dir, e.name, &e.stat) {
             Ok(meta) => {
-                self.solved(&e.path);
+                if self.solved(&e.path) && e.stat.kind == Kind::Dir {
+                    // It may be read now; what is in it was not seen before.
+                    self.queue_compare(c, e.path.clone(), e.stat.id);
+                }
                 let row = NodeRow {
                     meta,
                     origin: e.stat.origin(slot),
@@ -572,6 +588,17 @@ impl BackupUnit {
     ) -> Result<(), UnitError> {
         self.problem(path, e, Some(c));
         Ok(())
+    }
+
+    /// A directory may not be opened: a problem of it; at the next try it is compared with all below.
+    fn refused(&mut self, r: &Refused, c: &BackupCommand) -> Result<(), UnitError> {
+        let what = What {
+            compare: true,
+            recursive: true,
+            ..What::default()
+        };
+        let again = Self::follow_up(c, r.path.clone(), Target::Directory(r.id), what);
+        self.fail(&r.path, &r.error, &again)
     }
 
     /// Drops a staged node that is no longer needed.

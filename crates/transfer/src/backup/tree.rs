@@ -3,8 +3,9 @@
 use super::index::{Index, IndexError};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
-use farwrite_fs::{Dir, Stat};
+use farwrite_fs::{Dir, Stat, is_absent};
 use lru::LruCache;
+use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -48,15 +49,28 @@ pub struct OpenDir {
 }
 
 /// What [`Tree::by_file`] found.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Found {
     /// The directory, open.
     Open(OpenDir),
     /// The index has it, but it is not where the index says: a message about that is still to come.
     Elsewhere(NodeId),
+    /// It is where the index says, but it, or a directory above it, may not be opened.
+    Refused(Refused),
     /// The index does not have it: it is new (and its own arrival looks at all that is in it), excluded, or none of
     /// ours.
     Unknown,
+}
+
+/// A directory that the system does not let us open.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which.
+    pub path: BytePath,
+    /// Which, as the index knows it.
+    pub id: FileId,
+    /// What the system said.
+    pub error: io::Error,
 }
 
 /// See the module.
@@ -115,7 +129,7 @@ impl Tree {
         if let Some(i) = self.roots.iter().position(|r| r.id == id) {
             return Ok(Found::Open(self.root_dir(i)));
         }
-        let mut known = None;
+        let (mut known, mut refused) = (None, None);
         let slots: Vec<u32> = self
             .roots
             .iter()
@@ -128,20 +142,36 @@ impl Tree {
                     continue;
                 }
                 known = Some(node);
-                if let Some(d) = self.open_node(index, node)? {
-                    return Ok(Found::Open(d));
+                match self.try_open(index, node)? {
+                    Ok(Some(d)) => return Ok(Found::Open(d)),
+                    Ok(None) => {}
+                    Err(r) => refused = Some(r),
                 }
             }
         }
-        Ok(known.map_or(Found::Unknown, Found::Elsewhere))
+        Ok(match (refused, known) {
+            (Some(r), _) => Found::Refused(r),
+            (None, Some(node)) => Found::Elsewhere(node),
+            (None, None) => Found::Unknown,
+        })
     }
 
-    /// Opens a directory node by its path in the index. `None` if something else, or nothing, is there.
+    /// Opens a directory node by its path in the index. `None` if something else, or nothing, is there, or if it may not
+    /// be opened.
     pub fn open_node(
         &mut self,
         index: &Index,
         node: NodeId,
     ) -> Result<Option<OpenDir>, IndexError> {
+        Ok(self.try_open(index, node)?.ok().flatten())
+    }
+
+    /// As [`Tree::open_node`], and says so if it may not be opened.
+    pub fn try_open(
+        &mut self,
+        index: &Index,
+        node: NodeId,
+    ) -> Result<Result<Option<OpenDir>, Refused>, IndexError> {
         let mut chain: Vec<(NodeId, Name)> = Vec::new();
         let mut at = node;
         let mut dir = loop {
@@ -152,18 +182,35 @@ impl Tree {
                 break d.clone();
             }
             let Some((parent, name)) = index.names_of(at)?.into_iter().next() else {
-                return Ok(None);
+                return Ok(Ok(None));
             };
             if chain.len() > limits::TREE_DEPTH || parent == NodeId::ROOT {
-                return Ok(None);
+                return Ok(Ok(None));
             }
             chain.push((at, name));
             at = parent;
         };
         while let Some((child, name)) = chain.pop() {
             let root = &self.roots[dir.root];
-            let Ok(handle) = dir.dir.open_dir(&name) else {
-                return Ok(None);
+            let handle = match dir.dir.open_dir(&name) {
+                Ok(handle) => handle,
+                Err(error) if is_absent(&error) => return Ok(Ok(None)),
+                Err(error) => {
+                    let Some(row) = index.node(child)? else {
+                        return Ok(Ok(None));
+                    };
+                    let same = match dir.dir.stat(&name) {
+                        Ok(stat) => row.is(root.spec.slot, &stat),
+                        Err(e) => !is_absent(&e),
+                    };
+                    let (dev, ino) = (root.id.dev, row.origin.ino);
+                    let refused = Refused {
+                        path: dir.path.join(&name),
+                        id: FileId { dev, ino },
+                        error,
+                    };
+                    return Ok(if same { Err(refused) } else { Ok(None) });
+                }
             };
             let same = match (handle.stat_self(), index.node(child)?) {
                 (Ok(stat), Some(row)) => {
@@ -172,7 +219,7 @@ impl Tree {
                 _ => false,
             };
             if !same {
-                return Ok(None);
+                return Ok(Ok(None));
             }
             dir = OpenDir {
                 node: child,
@@ -182,7 +229,7 @@ impl Tree {
             };
             self.open.put(child, dir.clone());
         }
-        Ok(Some(dir))
+        Ok(Ok(Some(dir)))
     }
 
     /// Is the inode still there under this name?

@@ -491,10 +491,9 @@ impl BackupUnit {
         }
     }
 
-    pub(super) fn solved(&mut self, path: &BytePath) {
-        if !self.problems.is_empty() {
-            self.problems.remove(path);
-        }
+    /// It can be backed up. Returns whether it could not before.
+    pub(super) fn solved(&mut self, path: &BytePath) -> bool {
+        !self.problems.is_empty() && self.problems.remove(path).is_some()
     }
 
     pub(super) fn boundary(&mut self, path: &BytePath) {
