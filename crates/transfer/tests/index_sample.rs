@@ -1,0 +1,91 @@
+//! An index of format version 1 as it was written then must be read for ever.
+//! `FARWRITE_WRITE_SAMPLES=1` makes the sample anew: only for a new version.
+
+use farwrite_core::meta::Xattr;
+use farwrite_core::{BatchSeq, Commit, Kind, Meta, Name, NodeId, Origin, Timestamp};
+use farwrite_transfer::backup::{Index, NodeFlags, NodeRow};
+use std::fs;
+use std::path::Path;
+
+const FILE: NodeId = NodeId(1_790_000_000_000_001);
+
+fn row() -> NodeRow {
+    NodeRow {
+        meta: Meta {
+            kind: Kind::File,
+            mode: 0o4755,
+            uid: 1,
+            gid: 2,
+            size: 100_000,
+            mtime: Timestamp { sec: -1, nsec: 5 },
+            xattrs: vec![Xattr {
+                name: b"user.x".to_vec(),
+                value: vec![0, 255],
+            }],
+            ..Meta::plain_dir()
+        },
+        origin: Origin {
+            slot: 1,
+            ino: 77,
+            btime: Timestamp { sec: 3, nsec: 4 },
+            ctime: Timestamp { sec: 5, nsec: 6 },
+        },
+        flags: NodeFlags::SUMS,
+        sum: [9; 16],
+    }
+}
+
+fn commit(index: &Index, seq: u64) -> Commit {
+    Commit {
+        seq: BatchSeq(seq),
+        epoch: index.state().epoch,
+        time: Timestamp {
+            sec: 1_790_000_000,
+            nsec: 0,
+        },
+        clean: true,
+        ops: 1,
+        blocks: 0,
+        next_node: NodeId(FILE.0 + 10),
+        chain: [seq as u8; 32],
+    }
+}
+
+#[test]
+fn the_index_of_version_1_is_read() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/format-v1/index.db");
+    let name = Name::new(b"na\xffme").expect("valid");
+    if std::env::var_os("FARWRITE_WRITE_SAMPLES").is_some() {
+        fs::remove_file(&sample).ok();
+        let mut index = Index::open(&sample, 1 << 20).expect("made");
+        index.begin().expect("begins");
+        index.put_node(FILE, &row()).expect("put");
+        index.put_name(NodeId::ROOT, &name, FILE).expect("put");
+        index.put_sums(FILE, 0, Some(&[7; 208])).expect("put");
+        let c = commit(&index, 1);
+        index.commit_batch(&c).expect("committed");
+        index.begin().expect("begins");
+        index.put_sums(FILE, 0, None).expect("removed");
+        index.del_name(NodeId::ROOT, &name).expect("removed");
+        let c = commit(&index, 2);
+        index.commit_batch(&c).expect("committed");
+    }
+    let copy = tempfile::tempdir().expect("a directory");
+    let path = copy.path().join("index.db");
+    fs::copy(&sample, &path).expect("the sample is there");
+    let mut index = Index::open(&path, 1 << 20).expect("opens");
+    assert_eq!(index.state().seq, BatchSeq(2));
+    assert_eq!(index.state().chain, [2; 32]);
+    assert_eq!(index.lookup(NodeId::ROOT, &name).expect("answers"), None);
+    assert_eq!(index.node(FILE).expect("answers"), Some(row()));
+    assert_eq!(index.by_ino(1, 77).expect("answers").len(), 1);
+    index
+        .roll_back_to(BatchSeq(1))
+        .expect("the undo of version 1 is understood");
+    assert_eq!(
+        index.lookup(NodeId::ROOT, &name).expect("answers"),
+        Some(FILE)
+    );
+    assert_eq!(index.sums(FILE, 0).expect("answers"), Some(vec![7; 208]));
+    assert_eq!(index.chain_at(BatchSeq(1)).expect("answers"), Some([1; 32]));
+}
