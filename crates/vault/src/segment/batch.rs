@@ -36,6 +36,8 @@ pub struct LoggedBatch {
 pub struct BatchReader {
     dir: PathBuf,
     next: Place,
+    /// Opened for this limit: a scan ends where the limit then was.
+    limit: Option<Place>,
     scan: Option<Scan>,
     held: Option<(Place, Record)>,
     last: Option<Commit>,
@@ -66,6 +68,7 @@ impl BatchReader {
         Ok(BatchReader {
             dir: dir.to_owned(),
             next,
+            limit: None,
             scan: None,
             held: None,
             last: from.map(|(_, c)| c),
@@ -74,6 +77,10 @@ impl BatchReader {
 
     /// The next batch that ends at or before `limit`; `None` if there is none yet.
     pub fn next_batch(&mut self, limit: Place) -> Result<Option<LoggedBatch>, LogError> {
+        if self.limit != Some(limit) {
+            // `next` is where a held record begins: it is read again.
+            (self.limit, self.scan, self.held) = (Some(limit), None, None);
+        }
         let mut parts = Parts::default();
         while let Some((place, found)) = self.next_found(limit)? {
             let record = match found {

@@ -269,3 +269,30 @@ fn large_raw_payloads_are_aligned_and_an_aborted_batch_is_gone() {
         );
     }
 }
+
+/// The apply thread takes a bounded number of batches, and by the time it comes back more are durable: the reader must not
+/// stay at the limit of before, and not step over what lies behind it.
+#[test]
+fn a_limit_that_moves_on_before_it_was_reached_loses_nothing() {
+    for segment_bytes in [u64::MAX, 600] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path(), 0, segment_bytes);
+        let mut limits = Vec::new();
+        for batch in small_batches(&mut Maker::new(), 30) {
+            batch.iter().for_each(|r| append(&mut log, r));
+            log.sync().unwrap();
+            limits.push(log.committed_end());
+        }
+        let mut reader = BatchReader::open(dir.path(), None).unwrap();
+        for (i, _) in limits.iter().enumerate() {
+            // Always a few batches ahead of what is read.
+            let limit = limits[(i + 1 + i % 4).min(limits.len() - 1)];
+            let batch = reader.next_batch(limit).unwrap();
+            let batch = batch.unwrap_or_else(|| panic!("batch {} is there", i + 1));
+            assert_eq!(batch.commit.seq, BatchSeq(i as u64 + 1));
+            assert_eq!(batch.damage, Vec::<String>::new());
+        }
+        let end = log.committed_end();
+        assert!(reader.next_batch(end).unwrap().is_none());
+    }
+}
