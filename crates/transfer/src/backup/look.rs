@@ -409,15 +409,16 @@ impl BackupUnit {
         if row.is_dir() {
             self.tree.renamed();
         }
-        // Both names of a link are there: it is the file that it was. Else the number may have been used again.
-        let reused = kept == 0 && row.flags.has(NodeFlags::RACY);
+        // Found before the message about its move: one about a change under its old name may be under way too, and
+        // its inode number may have been used again.
+        let ahead = kept == 0 && (c.what.moved || c.what.created);
         let mut c = c.clone();
-        c.what.created &= reused;
+        c.what.created = false;
         c.what.attr = true;
         if row.is_dir() && compare {
             self.queue_compare(&c, e.path.clone(), e.stat.id);
         }
-        self.update(e, node, row, &c, compare)
+        self.update(e, node, row, &c, compare || ahead)
     }
 
     /// Is `node` the directory `below` or above it, in the index?
