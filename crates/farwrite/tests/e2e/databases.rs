@@ -1,10 +1,9 @@
 //! What stands at a clean point is what a program can go on with: databases and repositories, restored to moments at which
 //! they were idle.
 
-use crate::harness::{LONG, Pair, SHORT, now, sh};
+use crate::harness::{LONG, Pair, SHORT, git, now};
 use farwrite_testkit::Chance;
 use rusqlite::Connection;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
@@ -96,31 +95,13 @@ fn sqlite_is_whole_at_every_idle_moment() {
     }
 }
 
-fn git(dir: &Path, args: &[&str]) -> String {
-    let fixed = [
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@b",
-        "-c",
-        "gc.auto=0",
-        "-C",
-    ];
-    let args = fixed
-        .iter()
-        .map(OsStr::new)
-        .chain([dir.as_os_str()])
-        .chain(args.iter().map(OsStr::new));
-    sh("git", args, SHORT)
-}
-
 #[test]
 fn a_git_repository_is_whole_at_every_idle_moment() {
     let mut chance = Chance::from_env();
     let mut pair = Pair::new();
     let repo = pair.dir.join("repo");
     fs::create_dir(&repo).unwrap();
-    git(&repo, &["init", "-q"]);
+    git(&repo, &["init", "-q"], SHORT);
     pair.source.start(&[]);
     let mut moments = Vec::new();
     while moments.len() < MOMENTS {
@@ -130,32 +111,36 @@ fn a_git_repository_is_whole_at_every_idle_moment() {
                 let file = format!("file {}", chance.below(30));
                 fs::write(repo.join(file), chance.bytes(length)).unwrap();
             }
-            git(&repo, &["add", "-A"]);
-            git(&repo, &["commit", "-q", "--allow-empty", "-m", "more"]);
+            git(&repo, &["add", "-A"], SHORT);
+            git(
+                &repo,
+                &["commit", "-q", "--allow-empty", "-m", "more"],
+                SHORT,
+            );
         }
         match chance.below(4) {
-            0 => git(&repo, &["gc", "-q", "--prune=now"]),
-            1 => git(&repo, &["repack", "-q", "-d"]),
+            0 => git(&repo, &["gc", "-q", "--prune=now"], SHORT),
+            1 => git(&repo, &["repack", "-q", "-d"], SHORT),
             _ => String::new(),
         };
         pair.source.flush();
-        moments.push((now(), git(&repo, &["rev-parse", "HEAD"])));
+        moments.push((now(), git(&repo, &["rev-parse", "HEAD"], SHORT)));
     }
-    git(&repo, &["checkout", "-q", "--orphan", "other"]);
-    git(&repo, &["gc", "-q", "--prune=now"]);
+    git(&repo, &["checkout", "-q", "--orphan", "other"], SHORT);
+    git(&repo, &["gc", "-q", "--prune=now"], SHORT);
     pair.source.flush();
 
     for (i, (at, head)) in moments.iter().enumerate() {
         let to = pair.place.path(&format!("back {i}"));
         let back = pair.source.restore(&repo, Some(at), &to, LONG);
-        git(&back, &["fsck", "--full", "--strict"]);
+        git(&back, &["fsck", "--full", "--strict"], SHORT);
         assert_eq!(
-            git(&back, &["rev-parse", "HEAD"]),
+            git(&back, &["rev-parse", "HEAD"], SHORT),
             *head,
             "moment {i}, {at}"
         );
         assert_eq!(
-            git(&back, &["status", "--porcelain"]),
+            git(&back, &["status", "--porcelain"], SHORT),
             "",
             "moment {i}, {at}"
         );

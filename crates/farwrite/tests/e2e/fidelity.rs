@@ -527,6 +527,7 @@ fn everything(sensor: &str) {
     let status = pair.source.status();
     assert_eq!(status["sensor"]["overflows"], 0, "{status:#}");
     assert_eq!(status["vaults"][0]["problem_count"], 0, "{status:#}");
+    assert_eq!(status["vaults"][0]["reconnects"], 0, "{status:#}");
     from_the_directory_alone(&mut pair);
 }
 

@@ -111,6 +111,21 @@ pub fn sh(
     run(Command::new(program).args(args), within).good()
 }
 
+/// Runs git in a directory: as nobody in particular, and without maintenance of its own in the background.
+pub fn git(dir: &Path, args: &[&str], within: Duration) -> String {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(dir);
+    for setting in [
+        "user.name=a",
+        "user.email=a@b",
+        "gc.auto=0",
+        "maintenance.auto=false",
+    ] {
+        command.args(["-c", setting]);
+    }
+    run(command.args(args), within).good()
+}
+
 /// The real binary, with nothing of this process's environment that would change what it does.
 pub fn farwrite() -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_farwrite"));

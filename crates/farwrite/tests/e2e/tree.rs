@@ -1,6 +1,6 @@
 //! A Linux source tree, and a working day in it.
 
-use crate::harness::{LONG, Listing, Pair, SHORT, now, rsync_differences, sh};
+use crate::harness::{LONG, Listing, Pair, SHORT, git, now, rsync_differences, sh};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
@@ -37,16 +37,6 @@ fn unpack(tar: &Path, into: &Path) {
         into.as_os_str(),
     ];
     sh("tar", args, LONG);
-}
-
-fn git(dir: &Path, args: &[&str]) {
-    let fixed = ["-c", "user.name=a", "-c", "user.email=a@b", "-C"];
-    let args = fixed
-        .iter()
-        .map(OsStr::new)
-        .chain([dir.as_os_str()])
-        .chain(args.iter().map(OsStr::new));
-    sh("git", args, LONG);
 }
 
 /// All regular files below, in the order of their names.
@@ -140,11 +130,12 @@ fn heavy_kernel_tree() {
 
     unpack(&tar, &pair.dir);
     fs::remove_file(&tar).unwrap();
-    git(&tree, &["init", "-q"]);
-    git(&tree, &["add", "-A"]);
-    git(&tree, &["commit", "-q", "-m", "all"]);
+    git(&tree, &["init", "-q"], LONG);
+    // Debian's .gitignore leaves everything out.
+    git(&tree, &["add", "-A", "-f"], LONG);
+    git(&tree, &["commit", "-q", "-m", "all"], LONG);
     moments.push(Moment::take("committed", &pair));
-    git(&tree, &["gc", "-q"]);
+    git(&tree, &["gc", "-q"], LONG);
     let renamed_inode = fs::metadata(tree.join("drivers")).unwrap().ino();
     reorganise(&tree);
     assert_eq!(
@@ -163,5 +154,10 @@ fn heavy_kernel_tree() {
         m.stood.assert_equals(&Listing::of(&back), m.what);
         fs::remove_dir_all(to).unwrap();
     }
-    assert_eq!(pair.source.status()["vaults"][0]["problem_count"], 0);
+    let status = pair.source.status();
+    assert_eq!(status["vaults"][0]["problem_count"], 0, "{status:#}");
+    assert_eq!(
+        status["vaults"][0]["reconnects"], 0,
+        "the vault ended a session"
+    );
 }
