@@ -135,6 +135,15 @@ impl BackupUnit {
                 }
             }
         }
+        if let Some(p) = self.problems.get(&c.path) {
+            // It could not be read when it came, and perhaps can now.
+            let again = BackupCommand {
+                first: c.first,
+                since: c.since,
+                ..p.command.clone()
+            };
+            self.put_back.push((again, false));
+        }
         // Not known: its name's own message is in the queue, or it is excluded.
         Ok(())
     }

@@ -107,7 +107,7 @@ pub struct BackupUnit {
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
-    problems: BTreeMap<BytePath, Problem>,
+    pub(super) problems: BTreeMap<BytePath, Problem>,
     boundaries: BTreeSet<BytePath>,
     last_batch: Option<BatchSeq>,
     last_clean: bool,
