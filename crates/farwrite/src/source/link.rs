@@ -193,6 +193,7 @@ impl Link {
                     r.up = true;
                     r.stuck = false;
                     r.mirror = mirror;
+                    r.mirrored = BatchSeq(0);
                     r.message = String::new();
                 });
                 tell("connected".into());

@@ -383,6 +383,8 @@ impl SourceSession {
             self.acked = w.last;
         }
         self.window = w.window_bytes.min(self.options.window_bytes);
+        // After a crash the vault repairs its mirror first; it tells anew what stands there.
+        self.mirrored = None;
         let c = self.connection.as_mut().expect("called with a connection");
         c.up = true;
         c.ping_at = now;
