@@ -118,8 +118,11 @@ impl Mirror {
     pub fn open(source_dir: &Path) -> Result<Self, MirrorError> {
         let open = |name: &str| {
             let path = source_dir.join(name);
+            // By its name from above, so that a link planted there is an error and not followed.
+            let inside =
+                || Dir::open(source_dir)?.open_dir(&Name::new(name).expect("a plain name"));
             make_private_dir(&path)
-                .and_then(|()| Dir::open(&path))
+                .and_then(|()| inside())
                 .map_err(|source| MirrorError::Io {
                     what: "open",
                     path: path.display().to_string(),
