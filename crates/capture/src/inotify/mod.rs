@@ -151,8 +151,7 @@ impl InotifySource {
             self.seen_now.clear();
             self.named(ev, place, out)
         } else {
-            self.of_file(ev, place, out);
-            Ok(())
+            self.of_file(ev, place, out)
         }
     }
 
@@ -170,7 +169,12 @@ impl InotifySource {
     }
 
     /// Content or attributes.
-    fn of_file(&mut self, ev: &Event<'_>, p: Place, out: &mut Vec<Change>) {
+    fn of_file(
+        &mut self,
+        ev: &Event<'_>,
+        p: Place,
+        out: &mut Vec<Change>,
+    ) -> Result<(), Errno> {
         // utimensat(2) of the mtime alone shows as a modification, of a directory as well.
         let written = ev.mask & (IN_MODIFY | IN_CLOSE_WRITE) != 0;
         let op = if written && ev.mask & IN_ISDIR == 0 {
@@ -178,19 +182,28 @@ impl InotifySource {
         } else if written || ev.mask & IN_ATTRIB != 0 {
             ChangeOp::Attrib
         } else {
-            return;
+            return Ok(());
         };
+        let adopted = match ev.mask & IN_ISDIR != 0 && self.watches.is_unwatched(p.wd, &p.name) {
+            // It may have become readable.
+            true => self.watches.adopt(At::Below(p.wd, p.name.clone()))?,
+            false => Adopted::Nothing,
+        };
+        if let Adopted::New(_) = adopted {
+            self.new_directory(adopted, p.path.clone(), p.time, out);
+        }
         let write = op != ChangeOp::Attrib;
         if !self
             .seen_now
             .insert((p.wd, p.name.as_bytes().into(), write))
         {
             self.stats.merged += 1;
-            return;
+            return Ok(());
         }
         let file = self.watches.file(p.wd, &p.name);
         let file = file.or_else(|| tmpfile(p.dir, &p.name));
         out.push(p.change(file, op));
+        Ok(())
     }
 
     /// Names.

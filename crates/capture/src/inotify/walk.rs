@@ -369,6 +369,11 @@ impl Watches {
         self.unwatched.len() + self.unwatched_roots.iter().filter(|r| **r).count()
     }
 
+    /// Is this directory one that could not be watched?
+    pub fn is_unwatched(&self, wd: Wd, name: &Name) -> bool {
+        !self.unwatched.is_empty() && self.unwatched.contains_key(&At::Below(wd, name.clone()))
+    }
+
     /// Takes the list of them, to try again.
     pub fn take_unwatched(&mut self) -> (Vec<(At, FileId)>, Vec<usize>) {
         let roots = (0..self.roots.len()).filter(|i| self.unwatched_roots[*i]);
