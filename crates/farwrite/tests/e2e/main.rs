@@ -2,9 +2,15 @@
 //!
 //! Tests that load the whole machine have names that start with `heavy_`; they run one at a time.
 
+mod badinput;
+mod crash;
 mod databases;
 mod fidelity;
 mod harness;
 mod limits;
+mod network;
+mod proxy;
+mod rig;
 mod ssh;
 mod tree;
+mod trouble;
