@@ -343,7 +343,7 @@ impl DirtySet {
 
     /// Collapses while over the limit.
     fn bound(&mut self) {
-        if self.entries.len() <= self.limit {
+        if self.entries.len() <= self.limit || self.entries.len() - self.compares() <= self.limit {
             return;
         }
         self.collapsed += 1;
@@ -418,13 +418,8 @@ impl DirtySet {
         }
     }
 
-    fn collapse_all(&mut self) {
-        let Some((seq, time)) = self.oldest() else {
-            return;
-        };
-        self.entries.clear();
-        self.order.clear();
-        self.firsts.clear();
+    /// Everything is to be compared.
+    pub fn compare_roots(&mut self, seq: ChangeSeq, time: Timestamp) {
         let what = What {
             compare: true,
             recursive: true,
@@ -432,18 +427,40 @@ impl DirtySet {
             ..What::default()
         };
         for (dir, path) in self.roots.clone() {
+            let target = Target::Directory(dir);
             self.put(
                 Put {
                     seq,
                     time,
                     path,
-                    target: Target::Directory(dir),
+                    target,
                 },
                 what,
                 None,
                 false,
             );
         }
+    }
+
+    /// Entries that a compare has put in for the directories it has still to look at. They are what the tree is
+    /// wide, and do not count against the limit: collapsing them would only start the compare again.
+    fn compares(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|e| {
+                e.command.what.recursive && matches!(e.command.target, Target::Directory(_))
+            })
+            .count()
+    }
+
+    fn collapse_all(&mut self) {
+        let Some((seq, time)) = self.oldest() else {
+            return;
+        };
+        self.entries.clear();
+        self.order.clear();
+        self.firsts.clear();
+        self.compare_roots(seq, time);
     }
 }
 

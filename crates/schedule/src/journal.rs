@@ -258,8 +258,9 @@ impl Journal {
     }
 
     fn roll(&mut self) -> Result<(), JournalError> {
-        let file = create_file(&self.dir, self.number + 1, self.last.next())?;
+        // A number is used once even if this fails: half a file may be in its place.
         self.number += 1;
+        let file = create_file(&self.dir, self.number, self.last.next())?;
         self.current = file;
         let path = file_path(&self.dir, self.number);
         self.files.push_back(JournalFile {

@@ -65,6 +65,8 @@ pub struct ManagingUnit {
     filter: Filter,
     observer: Observer,
     shared: Arc<ManagingShared>,
+    /// Bytes of the journal after it was last made anew.
+    compacted_bytes: u64,
 }
 
 /// What other threads need of a running unit.
@@ -102,6 +104,7 @@ impl ManagingUnit {
             filter,
             observer,
             shared,
+            compacted_bytes: 0,
         }
     }
 
@@ -183,7 +186,7 @@ impl ManagingUnit {
         stats.overflows += overflows as u64;
         drop(stats);
         changes.clear();
-        if self.journal.stats().bytes > JOURNAL_BYTES {
+        if self.journal.stats().bytes > JOURNAL_BYTES.max(2 * self.compacted_bytes) {
             self.compact()?;
         }
         Ok(())
@@ -197,6 +200,7 @@ impl ManagingUnit {
         }
         let changes: Vec<Change> = self.queues.iter().flat_map(|q| q.to_changes()).collect();
         let first = self.journal.restart_with(&changes)?;
+        self.compacted_bytes = self.journal.stats().bytes;
         for q in &self.queues {
             q.insert(first, &changes);
         }

@@ -13,6 +13,9 @@ pub const ROUND_COMMANDS: usize = 4096;
 /// Longest wait before the sink is asked for its idle duties.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
 
+/// The same while there is always something to do.
+const BUSY_IDLE: Duration = Duration::from_secs(2);
+
 /// What became of a round.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -77,10 +80,19 @@ impl ProcessingUnit {
     /// Runs until the queue is stopped or the sink says so. `drain` empties the sensor (see
     /// [`crate::manage::ManagingShared::barrier`]).
     pub fn run(&mut self, sink: &mut dyn CommandSink, drain: &dyn Fn()) -> Result<(), Stopped> {
+        let mut idle_at = Instant::now();
         loop {
+            if idle_at.elapsed() > BUSY_IDLE {
+                // A queue that is never empty must not keep duties waiting for ever.
+                sink.idle()?;
+                idle_at = Instant::now();
+            }
             match self.queue.wait(IDLE_WAIT) {
                 Wait::Stopped => return Ok(()),
-                Wait::Idle => sink.idle()?,
+                Wait::Idle => {
+                    sink.idle()?;
+                    idle_at = Instant::now();
+                }
                 Wait::NeedsDrain => drain(),
                 Wait::Due => self.round(sink)?,
             }

@@ -1,7 +1,9 @@
 //! The queue between the two units: one dirty set per vault, and what has left it without an ack.
 
 use crate::dirty::{DirtySet, Taken};
-use farwrite_core::{BackupCommand, BatchSeq, BytePath, Change, ChangeSeq, FileId, Timestamp};
+use farwrite_core::{
+    BackupCommand, BatchSeq, BytePath, Change, ChangeSeq, Clock, FileId, SystemClock, Timestamp,
+};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,6 +24,9 @@ struct Inner {
     stopped: bool,
     urgent: usize,
     inserted: u64,
+    /// Last message put in.
+    last: ChangeSeq,
+    nudges: u64,
 }
 
 /// Commands that have left the dirty set together.
@@ -59,6 +64,8 @@ impl Queue {
             stopped: false,
             urgent: 0,
             inserted: 0,
+            last: ChangeSeq(1),
+            nudges: 0,
         };
         Queue {
             inner: Mutex::new(inner),
@@ -73,6 +80,9 @@ impl Queue {
             q.dirty.insert(ChangeSeq(first.0 + i as u64), c);
         }
         q.inserted += changes.len() as u64;
+        q.last = q.last.max(ChangeSeq(
+            (first.0 + changes.len() as u64).saturating_sub(1),
+        ));
         self.changed.notify_all();
     }
 
@@ -110,7 +120,8 @@ impl Queue {
     pub fn pause(&self, interval: Duration) {
         let deadline = Instant::now() + interval;
         let mut q = self.inner.lock();
-        while !q.stopped && q.urgent == 0 {
+        let nudges = q.nudges;
+        while !q.stopped && q.urgent == 0 && q.nudges == nudges {
             if self.changed.wait_until(&mut q, deadline).timed_out() {
                 return;
             }
@@ -133,7 +144,12 @@ impl Queue {
     pub fn settle(&self, put_back: Vec<(BackupCommand, bool)>, batch: Option<BatchSeq>) {
         let mut q = self.inner.lock();
         let (again, back) = (!put_back.is_empty(), put_back.len());
-        for (c, after_drain) in put_back {
+        let (last, now) = (q.last, SystemClock::default().now());
+        for (mut c, after_drain) in put_back {
+            if c.first == ChangeSeq(u64::MAX) {
+                // Owed from now on, not since its first message.
+                (c.first, c.since) = (last, now);
+            }
             q.dirty.put_back(c, after_drain);
         }
         let taken = q.taken.take();
@@ -159,11 +175,16 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// All that was under way and is not acked was rolled back: the messages are to be covered by a compare.
+    /// What was taken or under way may not have reached the vault: everything is to be compared, and counts as
+    /// waiting since the oldest message of it.
     pub fn forget_in_flight(&self) {
         let mut q = self.inner.lock();
+        let (seq, time) = q.oldest().unwrap_or((q.last, SystemClock::default().now()));
+        q.dirty.compare_roots(seq, time);
+        q.taken = None;
         q.in_flight.clear();
         q.acked = None;
+        self.changed.notify_all();
     }
 
     /// The oldest message that is not durable in the vault yet, and its time.
@@ -195,6 +216,12 @@ impl Queue {
         self.inner.lock().urgent += 1;
         self.changed.notify_all();
         Hurry(self)
+    }
+
+    /// Ends a pause: its length has been set anew.
+    pub fn nudge(&self) {
+        self.inner.lock().nudges += 1;
+        self.changed.notify_all();
     }
 
     /// Ends all waiting for good.

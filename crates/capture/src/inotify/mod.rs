@@ -169,12 +169,7 @@ impl InotifySource {
     }
 
     /// Content or attributes.
-    fn of_file(
-        &mut self,
-        ev: &Event<'_>,
-        p: Place,
-        out: &mut Vec<Change>,
-    ) -> Result<(), Errno> {
+    fn of_file(&mut self, ev: &Event<'_>, p: Place, out: &mut Vec<Change>) -> Result<(), Errno> {
         // utimensat(2) of the mtime alone shows as a modification, of a directory as well.
         let written = ev.mask & (IN_MODIFY | IN_CLOSE_WRITE) != 0;
         let op = if written && ev.mask & IN_ISDIR == 0 {

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// A flush asks for news of its client this often.
 const FLUSH_STEP: Duration = Duration::from_millis(250);
 
+/// At the end, how long a link may take to finish its round.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
 /// What is different when the daemon runs inside another command.
 #[derive(Default)]
 pub struct DaemonOptions {
@@ -233,6 +236,14 @@ impl Daemon {
         for (_, link) in &self.inner.links {
             link.stop();
         }
+        // A thread may be sending: what the vault does not take in this time is sent again at the next start.
+        let deadline = Instant::now() + STOP_WITHIN;
+        while Instant::now() < deadline && !self.threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for (_, link) in &self.inner.links {
+            link.shut();
+        }
         for t in self.threads.drain(..) {
             if t.join().is_err() {
                 tracing::error!("a vault's thread has panicked");
@@ -333,6 +344,17 @@ impl Inner {
         }
     }
 
+    fn set_interval(&self, interval: Interval) {
+        self.setting.set(interval);
+        for (_, link) in &self.links {
+            link.queue.nudge();
+        }
+        if let SensorSlot::On(running) = &*self.sensor.lock() {
+            // Its only use here is that it ends a pause of the managing unit.
+            let _ = running.barrier(Instant::now() + FLUSH_STEP);
+        }
+    }
+
     fn flush(&self, timeout: Option<Duration>, gone: &dyn Fn() -> bool) -> Result<(), String> {
         let end = timeout.map(|t| Instant::now() + t);
         let step = || {
@@ -411,7 +433,7 @@ impl Handler for Inner {
             Request::Interval { interval } => done(
                 interval
                     .parse::<Interval>()
-                    .map(|i| self.setting.set(i))
+                    .map(|i| self.set_interval(i))
                     .map_err(|e| e.to_string()),
             ),
             Request::Watch => Response::Failed {

@@ -135,9 +135,16 @@ impl Link {
         self.queue.stop();
         // A send that waits for a vault that is away would wait for ever.
         if !self.report.lock().up {
-            self.connection.lock().take();
+            self.shut();
         }
         self.changed.notify_all();
+    }
+
+    /// Gives up what is not acked: a send that waits ends with an error.
+    pub fn shut(&self) {
+        if let Some(c) = &*self.connection.lock() {
+            c.shut();
+        }
     }
 
     /// What others see.
@@ -339,7 +346,8 @@ impl Worker {
         let state = index.state();
         self.shared.update(|r| {
             r.sent = state.seq;
-            r.acked = state.acked.max(r.acked);
+            r.acked = state.acked;
+            r.mirrored = r.mirrored.min(state.acked);
         });
         link.begin();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
@@ -426,12 +434,12 @@ fn settle(
 }
 
 fn replay(index: &mut Index, state: IndexState, link: &SourceLink) -> Result<bool, UnitError> {
-    let Ok(records) = link.replay(state.seq) else {
-        return Ok(false);
-    };
+    let records = link
+        .replay(state.seq)
+        .map_err(|e| SinkClosed(e.to_string()))?;
     let mut ops = Vec::new();
     for record in records {
-        let Ok(record) = record else { return Ok(false) };
+        let record = record.map_err(|e| SinkClosed(e.to_string()))?;
         match record.header.kind {
             RecordKind::Ops => match decode_ops(&record) {
                 Ok(more) => ops.extend(more),

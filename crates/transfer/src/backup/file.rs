@@ -247,11 +247,7 @@ impl BackupUnit {
                     push_range(&mut s.ranges, Extent::new(offset, bytes.len() as u64));
                 }
             }
-            Variant::Hole(x) => content.holes.push(Op::Hole {
-                node,
-                offset: x.offset,
-                len: x.len,
-            }),
+            Variant::Hole(x) => push_hole(&mut content.holes, node, x),
             Variant::Sums(group, sums) => {
                 content.sums.insert(group, sums);
                 if self.batch.is_full() || content.sums.len() > GROUPS_HELD {
@@ -466,6 +462,8 @@ impl BackupUnit {
         again.extents = None;
         again.path = e.path.clone();
         again.attempts += 1;
+        // The read began after the message: only what came since is owed.
+        again.first = farwrite_core::ChangeSeq(u64::MAX);
         self.put_back.push((again, true));
     }
 }
@@ -495,5 +493,17 @@ fn push_range(ranges: &mut Vec<Extent>, e: Extent) {
     match ranges.last_mut() {
         Some(last) if last.end() == e.offset => last.len += e.len,
         _ => ranges.push(e),
+    }
+}
+
+/// Adds a hole behind the last one, joined with it where they touch.
+fn push_hole(holes: &mut Vec<Op>, node: NodeId, x: Extent) {
+    match holes.last_mut() {
+        Some(Op::Hole { offset, len, .. }) if *offset + *len == x.offset => *len += x.len,
+        _ => holes.push(Op::Hole {
+            node,
+            offset: x.offset,
+            len: x.len,
+        }),
     }
 }

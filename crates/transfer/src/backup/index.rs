@@ -251,13 +251,17 @@ impl Index {
         self.abandon()?;
         self.begin()?;
         let mut count = 0;
+        let mut forgotten = Vec::new();
         while self.state.seq > seq {
             let at = self.state.seq;
             let batch = self
                 .undo_of(at)?
                 .ok_or_else(|| self.damaged(&format!("batch {at} cannot be taken back")))?;
             for u in batch.undo.into_iter().rev() {
-                self.take_back(u)?;
+                match u {
+                    Undo::ForgetSums(n) => forgotten.push(n),
+                    other => self.take_back(other)?,
+                }
             }
             self.run("DELETE FROM undo WHERE seq = ?1", params![at.0 as i64])?;
             self.state.seq = BatchSeq(at.0 - 1);
@@ -265,6 +269,10 @@ impl Index {
             self.state.time = batch.time;
             self.state.fresh = batch.fresh;
             count += 1;
+        }
+        // Last, or an older row would say again that its checksums are good.
+        for n in forgotten {
+            self.take_back(Undo::ForgetSums(n))?;
         }
         self.undo.clear();
         self.end()?;
@@ -286,6 +294,15 @@ impl Index {
             self.replay_op(op, &mut lost)?;
         }
         self.remove_orphans(lost)?;
+        for op in ops {
+            if let Op::Node { node, .. } = op
+                && let Some(mut row) = self.node(*node)?
+                && self.names_of(*node)?.is_empty()
+            {
+                row.flags = row.flags.with(NodeFlags::STAGED, true);
+                self.put_node(*node, &row)?;
+            }
+        }
         self.undo.clear();
         self.state = IndexState {
             seq: commit.seq,

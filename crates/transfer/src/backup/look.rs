@@ -5,7 +5,7 @@ use super::rows::{NodeFlags, NodeRow};
 use super::tree::{Found, OpenDir, Refused};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
-use farwrite_fs::{Stat, is_absent, read_meta};
+use farwrite_fs::{Dir, Stat, is_absent, read_meta};
 use std::collections::BTreeMap;
 
 /// Departures of one compare that wait for the end of all compares, in case the node turns up elsewhere; beyond
@@ -46,7 +46,10 @@ impl BackupUnit {
                 return self.look_later(c);
             }
             Found::Refused(r) => return self.refused(&r, &c),
-            Found::Unknown => return Ok(()),
+            Found::Unknown => {
+                self.gone(&c.target);
+                return Ok(());
+            }
         };
         self.stats.entries += 1;
         self.touched.insert(dir.node);
@@ -211,6 +214,18 @@ impl BackupUnit {
         id: FileId,
     ) -> Result<(), UnitError> {
         self.compares.remove(&id);
+        if let Some(i) = self.tree.roots().iter().position(|r| r.id == id) {
+            let root = self.tree.root(i);
+            let now = Dir::open_absolute(&root.spec.path).and_then(|d| d.stat_self());
+            if now.map_or(true, |s| s.id != id) {
+                let path = root.spec.path.clone();
+                let why = "the directory was replaced or removed; restart the daemon to protect what is there now";
+                return self.fail(&path, &std::io::Error::other(why), &c);
+            }
+            if c.what.recursive {
+                self.owed.remove(&id);
+            }
+        }
         if c.what.recursive && self.tree.roots().iter().any(|r| r.id == id) {
             // Whatever was queued below is covered by this one, and may have been collapsed into it.
             self.compares.clear();
@@ -219,7 +234,10 @@ impl BackupUnit {
             Found::Open(dir) => dir,
             Found::Elsewhere(_) => return self.look_later(c),
             Found::Refused(r) => return self.refused(&r, &c),
-            Found::Unknown => return Ok(()),
+            Found::Unknown => {
+                self.gone(&c.target);
+                return Ok(());
+            }
         };
         match (dir.dir.stat_self(), self.index.node(dir.node)?) {
             (Ok(stat), Some(row)) => self.refresh_dir(&dir, row, &stat)?,
@@ -282,10 +300,12 @@ impl BackupUnit {
                 path,
                 stat,
             };
+            // Not where something else is mounted.
+            let own = stat.id.dev == id.dev && !stat.mount_root;
             let mut descend = c.what.recursive;
             match known.remove(&e.name) {
-                Some((_, row)) if row.is(slot, &stat) && row.unchanged(&stat) => {}
-                Some((node, row)) if row.is(slot, &stat) => {
+                Some((_, row)) if own && row.is(slot, &stat) && row.unchanged(&stat) => {}
+                Some((node, row)) if own && row.is(slot, &stat) => {
                     self.update(
                         &entry,
                         node,
@@ -300,7 +320,7 @@ impl BackupUnit {
                     descend = false;
                 }
             }
-            if descend && is_dir && stat.id.dev == id.dev {
+            if descend && is_dir && own {
                 self.queue_compare(c, entry.path, stat.id);
             }
             self.close_if_full()?;
@@ -363,7 +383,7 @@ impl BackupUnit {
     ) -> Result<(), UnitError> {
         let root = self.tree.root(e.dir.root);
         let (slot, dev) = (root.spec.slot, root.id.dev);
-        if e.stat.id.dev != dev {
+        if e.stat.id.dev != dev || e.stat.mount_root {
             return self.mount_point(e);
         }
         let had = self.index.lookup(e.dir.node, e.name)?;
@@ -489,7 +509,8 @@ impl BackupUnit {
             let read = self.read_now.contains(&node) && !ctime_differs;
             let content = c.what.created || c.what.data;
             let told = !read && content && c.extents.as_ref().is_none_or(|x| !x.is_empty());
-            let doubt = compare && (ctime_differs || row.flags.has(NodeFlags::RACY));
+            let watched = !compare && !self.catching_up();
+            let doubt = !watched && (ctime_differs || row.flags.has(NodeFlags::RACY));
             if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
                 return self.send_file(e, node, Some(row), c, slot);
             }

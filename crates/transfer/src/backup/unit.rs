@@ -104,6 +104,12 @@ pub struct BackupUnit {
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
     pub(super) compares: HashSet<FileId>,
+    /// Protected directories that have not been compared since the start.
+    pub(super) owed: HashSet<FileId>,
+    /// More problems than are remembered.
+    problems_lost: bool,
+    /// When a compare for those was last asked for.
+    lost_retry_at: Timestamp,
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
@@ -138,6 +144,9 @@ impl BackupUnit {
             touched: BTreeSet::new(),
             lost: Vec::new(),
             compares: HashSet::new(),
+            owed: HashSet::new(),
+            problems_lost: false,
+            lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
             racy: Vec::new(),
             problems: BTreeMap::new(),
@@ -151,6 +160,13 @@ impl BackupUnit {
         // First parts of transfers that an earlier run did not end.
         for (node, _) in unit.index.staged()? {
             unit.drop_staged(node)?;
+        }
+        unit.owed = unit.tree.roots().iter().map(|r| r.id).collect();
+        // What was put into the index must not be committed without its batch.
+        if unit.batch.is_empty() {
+            unit.index.commit_quietly()?;
+        } else {
+            unit.close_as(false)?;
         }
         Ok(unit)
     }
@@ -203,6 +219,24 @@ impl BackupUnit {
         for p in self.problems.values_mut().filter(|p| p.retry_at <= now) {
             p.retry_at = now.after(RETRY);
             due.push(p.command.clone());
+        }
+        if self.problems_lost && self.problems.len() < PROBLEMS && self.lost_retry_at <= now {
+            // There were more than could be remembered: only a compare finds the others.
+            self.problems_lost = false;
+            self.lost_retry_at = now.after(RETRY);
+            due.extend(self.tree.roots().iter().map(|r| BackupCommand {
+                path: r.spec.path.clone(),
+                target: Target::Directory(r.id),
+                what: What {
+                    compare: true,
+                    recursive: true,
+                    ..What::default()
+                },
+                extents: None,
+                first: farwrite_core::ChangeSeq(u64::MAX),
+                since: now,
+                attempts: 0,
+            }));
         }
         Ok(due)
     }
@@ -428,7 +462,7 @@ impl BackupUnit {
             seq: self.batch.seq(),
             epoch: state.epoch,
             time: self.clock.now().max(state.time),
-            clean: clean && self.problems.is_empty(),
+            clean: clean && self.problems.is_empty() && !self.problems_lost,
             ops: 0,
             blocks: 0,
             next_node: NodeId(state.next_node),
@@ -463,7 +497,15 @@ impl BackupUnit {
                 self.index.put_node(node, &row)?;
             }
         }
-        Ok(self.index.commit_quietly()?)
+        if self.batch.is_empty() {
+            self.index.commit_quietly()?;
+        }
+        Ok(())
+    }
+
+    /// Is there something whose changes nobody has watched, and that has not been compared yet?
+    pub(super) fn catching_up(&self) -> bool {
+        !self.owed.is_empty() || !self.compares.is_empty()
     }
 
     /// Notes that something could not be backed up; `command` is tried again later.
@@ -488,6 +530,15 @@ impl BackupUnit {
                 command: c.clone(),
             };
             self.problems.insert(path.clone(), p);
+        } else {
+            self.problems_lost = true;
+        }
+    }
+
+    /// The directory of these is gone, with the problem.
+    pub(super) fn gone(&mut self, target: &Target) {
+        if !self.problems.is_empty() {
+            self.problems.retain(|_, p| p.command.target != *target);
         }
     }
 

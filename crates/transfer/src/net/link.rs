@@ -304,6 +304,12 @@ impl SourceLink {
         }
     }
 
+    /// Closes at once, whoever else holds the link: a send that waits ends with an error.
+    pub fn shut(&self) {
+        self.shared.close("closed by this side".into());
+        self.shared.wake.notify_one();
+    }
+
     /// Waits up to `drain` for what was sent to be acked, says goodbye and closes. Returns whether all was acked.
     pub fn close(self, drain: Duration) -> bool {
         self.shared.state.lock().closing = Some(Instant::now() + drain);
