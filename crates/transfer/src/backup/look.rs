@@ -444,7 +444,8 @@ impl BackupUnit {
         let mut c = c.clone();
         c.what.created = false;
         c.what.attr = true;
-        if row.is_dir() && compare {
+        // A compare that is under way may have passed the new place already and not have come to the old one.
+        if row.is_dir() && (compare || self.catching_up()) {
             self.queue_compare(&c, e.path.clone(), e.stat.id);
         }
         self.update(e, node, row, &c, compare || ahead)
