@@ -304,6 +304,10 @@ impl Sim {
             sizes[self.chance.below(most) as usize]
         };
         let bytes = self.chance.bytes(len);
+        if fs::symlink_metadata(p).is_ok_and(|m| !m.is_file()) {
+            // Not through a link that leads nowhere.
+            self.remove(p);
+        }
         let existed = p.exists();
         fs::write(p, bytes).expect("written");
         if !existed {
