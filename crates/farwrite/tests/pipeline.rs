@@ -492,7 +492,7 @@ impl Sim {
 
 #[test]
 fn the_log_equals_the_tree_at_every_clean_point() {
-    for _ in 0..24 {
+    for _ in 0..8 {
         let mut sim = Sim::new(Chance::from_env());
         for _ in 0..6 {
             for _ in 0..60 {
