@@ -118,7 +118,8 @@ fn heavy_an_hour_without_the_vault() {
     let words = pair.source.run(&["status"]).good();
     assert!(words.starts_with("Offline: "), "{words}");
     let flush = pair.source.try_flush(Duration::from_secs(1)).bad();
-    assert!(flush.contains("not everything is durable"), "{flush}");
+    // Late in whichever step, it says that the vault is away.
+    assert!(flush.contains("Connection refused"), "{flush}");
     assert!(
         peak_kb(&pair.source) < MEMORY_KB,
         "{} kB",
