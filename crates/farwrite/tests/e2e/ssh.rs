@@ -18,7 +18,7 @@ fn key(place: &Place, name: &str) -> std::path::PathBuf {
 }
 
 /// An sshd that lets this user in with the test's key and finds our binary; its port.
-fn sshd(place: &Place, client_key: &Path) -> (Daemon, u16) {
+fn sshd(place: &Place, client_key: &Path, vault: &Path) -> (Daemon, u16) {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -26,7 +26,11 @@ fn sshd(place: &Place, client_key: &Path) -> (Daemon, u16) {
         .port();
     let host_key = key(place, "host-key");
     let authorized = place.path("authorized");
-    fs::copy(client_key.with_extension("pub"), &authorized).unwrap();
+    let public = fs::read_to_string(client_key.with_extension("pub")).unwrap();
+    // The key is good for this one command, as the README advises.
+    let vault = vault.display();
+    let line = format!("restrict,command=\"farwrite vault stdio '{vault}' --name me\" {public}");
+    fs::write(&authorized, line).unwrap();
     fs::set_permissions(&authorized, fs::Permissions::from_mode(0o600)).unwrap();
     let bin = Path::new(env!("CARGO_BIN_EXE_farwrite")).parent().unwrap();
     let config = place.path("sshd_config");
@@ -55,8 +59,8 @@ fn a_vault_behind_ssh_takes_and_gives_back() {
     let dir = place.dir("src");
     fs::write(dir.join("a"), "first").unwrap();
     let client_key = key(&place, "client-key");
-    let (_sshd, port) = sshd(&place, &client_key);
     let vault = place.path("vault with a space");
+    let (_sshd, port) = sshd(&place, &client_key, &vault);
     run(farwrite().args(["vault", "init"]).arg(&vault), SHORT).good();
     let mut source = SourceSide::new(&place, "me");
     let mut add = source.command();
