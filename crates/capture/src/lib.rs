@@ -25,7 +25,7 @@ pub use open::open;
 pub use probe::{SensorProbe, probe};
 pub use scan::ScanSource;
 pub use source::{
-    ChangeSource, READ_CHANGES, ReadState, SensorChoice, SensorError, SensorKind, SensorOptions,
-    SensorStats, WatchRoot,
+    ChangeSource, Continuity, READ_CHANGES, ReadState, SensorChoice, SensorError, SensorKind,
+    SensorOptions, SensorStats, WatchRoot,
 };
 pub use wake::Waker;

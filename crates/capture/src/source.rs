@@ -2,6 +2,7 @@
 
 use crate::Waker;
 use farwrite_core::{BytePath, Change, ChangeOp, FileId, Guarantee, Timestamp};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -89,6 +90,18 @@ pub trait ChangeSource: Send {
     /// What it has done so far.
     fn stats(&self) -> SensorStats;
 
+    /// Everything that [`ChangeSource::read`] has handed out is in the journal: the kernel may forget it. A sensor that
+    /// does not persist has nothing to do.
+    fn release(&mut self) -> Result<(), SensorError> {
+        Ok(())
+    }
+
+    /// What it takes to know later that recording has never stopped; `None` if the sensor does not persist. Constant
+    /// while the source is open.
+    fn continuity(&self) -> Option<Continuity> {
+        None
+    }
+
     /// What a person should know now and can do about; `None` if all is well.
     fn state(&self) -> Option<String> {
         None
@@ -96,6 +109,23 @@ pub trait ChangeSource: Send {
 
     /// Lets go of the kernel side: marks and watches removed, descriptors closed. Drop does the same.
     fn close(self: Box<Self>);
+}
+
+/// One uninterrupted recording in the kernel.
+///
+/// What was recorded and not [released](ChangeSource::release) when a process died is delivered to the next one. So if
+/// the next one finds an equal `Continuity` for a root, nothing was missed in between and nothing needs to be compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continuity {
+    /// Which sensor.
+    pub sensor: SensorKind,
+    /// Random, one per life of what records (a load of the module, the pinned maps).
+    pub instance: [u8; 16],
+    /// Counts the times that recording was switched on in this life.
+    pub epoch: u64,
+    /// The roots that have been recorded for all of this epoch since they were first seen to be; a root that was added
+    /// now (and has to be compared) is `false`.
+    pub roots: Vec<(FileId, bool)>,
 }
 
 /// Whether more may be waiting.
@@ -108,7 +138,7 @@ pub enum ReadState {
 }
 
 /// Which sensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SensorKind {
     /// fanotify(7) with a mark on the whole filesystem.
     Fanotify,
@@ -192,6 +222,10 @@ pub struct SensorStats {
     pub marks: u64,
     /// inotify watches in place.
     pub watches: u64,
+    /// System calls that the module has replaced now.
+    pub replaced: u64,
+    /// Functions of the kernel that the module or eBPF programs hook now, besides those.
+    pub hooked: u64,
     /// Directory trees that could not be watched and are compared at intervals instead.
     pub unwatched: u64,
 }

@@ -50,6 +50,10 @@ pub enum ChangeOp {
     Subtree,
     /// The sensor lost messages: anything at and below this directory may have changed.
     Overflow,
+    /// A shared mapping of these bytes has become writable: stores may have changed them, now or later. Who reads them
+    /// starts their writeback first, so that the next store is told of again. `None`: no writeback tells of later
+    /// stores (tmpfs); the whole file may have changed.
+    Mapped(Option<Extent>),
 }
 
 /// What a sensor promises.
@@ -77,6 +81,8 @@ impl Change {
             ChangeOp::Attrib => format!("attrib   {p}"),
             ChangeOp::Subtree => format!("compare  {p}/"),
             ChangeOp::Overflow => format!("overflow {p}/"),
+            ChangeOp::Mapped(None) => format!("mmap     {p}"),
+            ChangeOp::Mapped(Some(e)) => format!("mmap     {p} [{}..{}]", e.offset, e.end()),
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct What {
     pub moved: bool,
     /// Content.
     pub data: bool,
+    /// Content that shared mappings may be changing: start writeback of what is read before it is read.
+    pub mapped: bool,
     /// Attributes.
     pub attr: bool,
     /// Every entry of the directory.
@@ -67,6 +69,7 @@ impl What {
             created: self.created | o.created,
             moved: self.moved | o.moved,
             data: self.data | o.data,
+            mapped: self.mapped | o.mapped,
             attr: self.attr | o.attr,
             compare: self.compare | o.compare,
             recursive: self.recursive | o.recursive,

@@ -67,6 +67,10 @@ impl DirtySet {
             attr: true,
             ..What::default()
         };
+        let mapped = What {
+            mapped: true,
+            ..data
+        };
         match (&c.op, name()) {
             (ChangeOp::Create, Some(t)) => {
                 let what = What {
@@ -102,6 +106,10 @@ impl DirtySet {
                 let extents = extent.map(|e| ExtentSet::from_iter([e]));
                 self.put(at(&c.path, file_or(c, t)), data, extents, false);
             }
+            (ChangeOp::Mapped(extent), Some(t)) => {
+                let extents = extent.map(|e| ExtentSet::from_iter([e]));
+                self.put(at(&c.path, file_or(c, t)), mapped, extents, false);
+            }
             (ChangeOp::Truncate(_), Some(t)) => {
                 self.put(at(&c.path, file_or(c, t)), data, None, false)
             }
@@ -119,9 +127,10 @@ impl DirtySet {
                 );
             }
             // Changed through a name that is not below the root: only the identity leads to it.
-            (ChangeOp::Write(_) | ChangeOp::Truncate(_) | ChangeOp::Attrib, None)
-                if c.file.is_some_and(|f| f != c.dir) =>
-            {
+            (
+                ChangeOp::Write(_) | ChangeOp::Mapped(_) | ChangeOp::Truncate(_) | ChangeOp::Attrib,
+                None,
+            ) if c.file.is_some_and(|f| f != c.dir) => {
                 let target = file_or(c, Target::Directory(c.dir));
                 self.put(at(&c.path, target), data, None, false);
             }
@@ -255,12 +264,13 @@ impl DirtySet {
         let carried = self
             .entries
             .get(&from.target)
-            .map(|e| (e.command.what.data, e.command.extents.clone()));
-        let (data, extents) = carried.unwrap_or((false, Some(ExtentSet::default())));
+            .map(|e| (e.command.what, e.command.extents.clone()));
+        let (was, extents) = carried.unwrap_or((What::default(), Some(ExtentSet::default())));
         let arrive = What {
             name: true,
             attr: true,
-            data,
+            data: was.data,
+            mapped: was.mapped,
             ..What::default()
         };
         let leave = What {
@@ -488,20 +498,22 @@ fn to_changes(c: &BackupCommand) -> Vec<Change> {
     if c.what.compare {
         ops.push(ChangeOp::Subtree);
     } else {
-        let reasons = [
-            (c.what.name, ChangeOp::Create),
-            (c.what.data, ChangeOp::Write(None)),
-            (
-                c.what.attr && !c.what.name && !c.what.data,
-                ChangeOp::Attrib,
-            ),
-        ];
-        ops.extend(
-            reasons
-                .into_iter()
-                .filter(|(yes, _)| *yes)
-                .map(|(_, op)| op),
-        );
+        if c.what.name {
+            ops.push(ChangeOp::Create);
+        }
+        let wrote = |e| match c.what.mapped {
+            true => ChangeOp::Mapped(e),
+            false => ChangeOp::Write(e),
+        };
+        match &c.extents {
+            _ if !c.what.data => {}
+            // With no byte known to be changed, only the attributes were looked at so far.
+            Some(x) if !x.is_empty() => ops.extend(x.iter().map(|e| wrote(Some(e)))),
+            _ => ops.push(wrote(None)),
+        }
+        if c.what.attr && !c.what.name && !c.what.data {
+            ops.push(ChangeOp::Attrib);
+        }
     }
     let with = |op| Change {
         time: c.since,
