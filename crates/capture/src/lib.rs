@@ -12,6 +12,7 @@
 mod clock;
 mod fanotify;
 mod inotify;
+mod mark;
 mod open;
 mod probe;
 mod scan;

@@ -79,8 +79,8 @@ pub trait ChangeSource: Send {
     /// * A directory renamed from where the consumer did not know it to be is new: to be compared.
     /// * An inode number alone is not an identity over time: a removed directory's is given to the next.
     ///
-    /// [`ReadState::Drained`]: the queue was seen empty during this call, so whatever was changed before the call has been
-    /// delivered. Errors are final: open a new source and scan.
+    /// [`ReadState::Drained`]: whatever was changed before the first call since the last `Drained` has been delivered: the
+    /// queue was seen empty, or, where it is filled as fast as it is read, as much has been read as it held then. Errors are final: open a new source and scan.
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError>;
 
     /// A handle with which another thread makes [`ChangeSource::read`] return at once. A wake between two reads
@@ -131,7 +131,7 @@ pub struct Continuity {
 /// Whether more may be waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadState {
-    /// The queue was empty: all that was changed before the call has been delivered.
+    /// All that was changed before the first call since the last of these has been delivered.
     Drained,
     /// Stopped at a bound; read again.
     More,

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Whether the sensor's own queue has been seen empty.
+/// Whether what waited in the sensor has been delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// Yes: every change made before the call has been delivered.
+    /// Every change made before the first call since the last of these has been delivered.
     Drained,
     /// There may be more.
     More,
@@ -26,6 +26,11 @@ pub trait MessageSource {
     /// Waits up to `timeout` for at least one message and appends what is there. A wake-up from outside ends the
     /// wait early.
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<Drain, String>;
+
+    /// What has been read is in the journal: the sensor may forget it.
+    fn release(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Longest wait for messages before the unit looks after its other duties.
@@ -122,11 +127,14 @@ impl ManagingUnit {
     /// unit by [`ManagingUnit::into_journal`].
     pub fn run(&mut self, source: &mut dyn MessageSource) -> Result<(), String> {
         let mut buf = Vec::new();
+        // Drains that were asked for before the first read that a `Drained` will cover.
+        let mut covered = None;
         while !self.shared.stop.load(Ordering::Acquire) {
             let (requested, done) = {
                 let d = self.shared.drains.lock();
                 (d.requested, d.done)
             };
+            let covers = *covered.get_or_insert(requested);
             let timeout = if requested > done {
                 Duration::ZERO
             } else {
@@ -137,9 +145,11 @@ impl ManagingUnit {
             let items = buf.len();
             if items > 0 {
                 self.round(&mut buf).map_err(|e| e.to_string())?;
+                source.release()?;
             }
             if drain == Drain::Drained {
-                self.note_drained(requested);
+                self.note_drained(covers);
+                covered = None;
             }
             self.checkpoint(items == 0).map_err(|e| e.to_string())?;
             let backlog = drain == Drain::More;

@@ -9,6 +9,7 @@ mod parse;
 mod resolve;
 
 use crate::clock::now;
+use crate::mark::Mark;
 use crate::wake::{Ready, Waker, deadline};
 use crate::{
     ChangeSource, READ_CHANGES, ReadState, SensorError, SensorKind, SensorOptions, SensorStats,
@@ -60,8 +61,13 @@ pub struct FanotifySource {
     seen_now: HashSet<(FileId, Box<[u8]>, bool)>,
     /// A directory came in lately: reads to go until its `Subtree` can be taken to have been looked at.
     came_in: u8,
+    mark: Mark,
     stats: SensorStats,
 }
+
+/// FIONREAD counts this much for each event in the queue: its fixed part, without the handles and names behind it
+/// (`fanotify_ioctl` in the kernel's fs/notify/fanotify/fanotify_user.c).
+const EVENT_UNIT: u64 = size_of::<libc::fanotify_event_metadata>() as u64;
 
 /// Creates a notification group; the error says what is missing and what to do.
 pub(crate) fn init(limited_queue: bool) -> Result<OwnedFd, SensorError> {
@@ -130,6 +136,7 @@ impl FanotifySource {
             buf: vec![0; BUFFER_BYTES],
             seen_now: HashSet::new(),
             came_in: 0,
+            mark: Mark::default(),
             stats,
         })
     }
@@ -164,6 +171,7 @@ impl FanotifySource {
 
     fn event(&mut self, ev: &Event<'_>, time: Timestamp, out: &mut Vec<Change>) -> io::Result<()> {
         self.stats.seen += 1;
+        self.mark.read(EVENT_UNIT);
         if ev.mask & FAN_Q_OVERFLOW != 0 {
             self.stats.overflows += 1;
             self.lost(time, out);
@@ -464,11 +472,20 @@ impl ChangeSource for FanotifySource {
         let state = loop {
             if self.read_buffer(out)? {
                 buffers += 1;
+                if self.mark.is_reached() {
+                    break ReadState::Drained;
+                }
                 if out.len() - start >= READ_CHANGES || buffers >= READ_BUFFERS {
+                    let waiting = self.mark.set(|| rustix::io::ioctl_fionread(&self.fd));
+                    waiting.map_err(|e| SensorError::Read {
+                        sensor: SensorKind::Fanotify,
+                        source: e.into(),
+                    })?;
                     break ReadState::More;
                 }
                 continue;
             }
+            self.mark.clear();
             if last || out.len() > start || Instant::now() >= until {
                 break ReadState::Drained;
             }

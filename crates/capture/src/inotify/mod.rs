@@ -11,6 +11,7 @@ mod tree;
 mod walk;
 
 use crate::clock::now;
+use crate::mark::Mark;
 use crate::wake::{Ready, Waker, deadline};
 use crate::{
     ChangeSource, READ_CHANGES, ReadState, SensorError, SensorKind, SensorOptions, SensorStats,
@@ -49,6 +50,7 @@ pub struct InotifySource {
     removed: Vec<bool>,
     rescan: Duration,
     rescan_due: Instant,
+    mark: Mark,
     stats: SensorStats,
 }
 
@@ -77,6 +79,7 @@ impl InotifySource {
             removed: vec![false; roots.len()],
             rescan: opts.rescan,
             rescan_due: deadline(opts.rescan),
+            mark: Mark::default(),
             stats: SensorStats::default(),
         })
     }
@@ -88,6 +91,7 @@ impl InotifySource {
             Err(Errno::INTR) => return Ok(true),
             other => other?,
         };
+        self.mark.read(n as u64);
         let (buf, time) = (std::mem::take(&mut self.buf), now());
         let mut result = Ok(());
         for event in Events::new(&buf[..n]) {
@@ -416,7 +420,14 @@ impl InotifySource {
         loop {
             if self.read_buffer(out)? {
                 buffers += 1;
+                if self.mark.is_reached() {
+                    self.give_up_halves(out)?;
+                    self.settle(out)?;
+                    return Ok(ReadState::Drained);
+                }
                 if out.len() - start >= READ_CHANGES || buffers >= READ_BUFFERS {
+                    let fd = &self.watches.fd;
+                    self.mark.set(|| rustix::io::ioctl_fionread(fd))?;
                     return Ok(ReadState::More);
                 }
                 continue;
@@ -424,6 +435,7 @@ impl InotifySource {
             if !self.halves.is_empty() && self.other_half(out)? {
                 continue;
             }
+            self.mark.clear();
             self.settle(out)?;
             if last || out.len() > start || Instant::now() >= until {
                 return Ok(ReadState::Drained);
@@ -444,10 +456,16 @@ impl InotifySource {
         if crate::wake::readable(fd, OTHER_HALF)? {
             return Ok(true);
         }
+        self.give_up_halves(out)?;
+        Ok(false)
+    }
+
+    /// The other halves of these renames will not come, or will be taken for arrivals of their own.
+    fn give_up_halves(&mut self, out: &mut Vec<Change>) -> Result<(), Errno> {
         while let Some(half) = self.halves.pop_front() {
             self.moved_out(half, out)?;
         }
-        Ok(false)
+        Ok(())
     }
 }
 

@@ -172,6 +172,38 @@ fn an_unlimited_queue_does_not_overflow() {
     assert_eq!((creates, s.stats().overflows), (20_000, 0));
 }
 
+/// Whoever waits for what has happened so far does not wait for what goes on happening.
+#[test]
+fn a_queue_that_is_never_empty_is_still_drained_of_what_was_in_it() {
+    let place = Place::new(On::Tmpfs);
+    let mut s = place.sensor(SensorKind::Fanotify);
+    let fill = |round: usize| {
+        for i in 0..20_000 {
+            fs::File::create(place.root().join(format!("{round}-{i}"))).unwrap();
+        }
+    };
+    let mut seen = std::collections::HashSet::new();
+    let mut names = |out: &mut Vec<Change>| {
+        seen.extend(out.drain(..).filter_map(|c| c.name));
+        seen.len()
+    };
+    let (mut out, mut reads) = (Vec::new(), 0);
+    for round in 0..10 {
+        fill(2 * round);
+        // The first call stops at its bound; from then on there is always more.
+        assert_eq!(s.read(&mut out, LONG).unwrap(), ReadState::More);
+        fill(2 * round + 1);
+        while s.read(&mut out, Duration::ZERO).unwrap() == ReadState::More {
+            reads += 1;
+            assert!(reads < 100, "it is never said to be drained");
+        }
+        assert!(names(&mut out) >= 20_000 * (2 * round + 1));
+    }
+    let mut before_the_end = vec![];
+    let state = s.read(&mut before_the_end, Duration::ZERO).unwrap();
+    assert!(!before_the_end.is_empty(), "the queue was empty: {state:?}");
+}
+
 #[test]
 fn a_wake_ends_a_blocked_read() {
     for kind in [SensorKind::Fanotify, SensorKind::Inotify, SensorKind::Scan] {

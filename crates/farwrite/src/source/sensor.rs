@@ -314,4 +314,9 @@ impl MessageSource for Adapter {
             ReadState::More => Drain::More,
         })
     }
+
+    fn release(&mut self) -> Result<(), String> {
+        let source = self.source.as_mut().ok_or("no sensor")?;
+        source.release().map_err(|e| e.to_string())
+    }
 }
