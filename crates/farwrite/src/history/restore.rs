@@ -110,19 +110,31 @@ fn restore(
 ) -> anyhow::Result<()> {
     let bar = progress_bar();
     let answer = |request: Request| ask.raw(request).map_err(Into::into);
-    let progress = |s: &RestoreStats| {
-        bar.set_position(s.bytes);
-        bar.set_message(format!("{} files", bytes::grouped(s.files)));
+    let counted = |s: &RestoreStats| {
+        bar.set_message(format!("{} files to restore", bytes::grouped(s.files)));
     };
-    let plan = Restore {
+    let mut plan = Restore {
         ask: &answer,
         paths: wanted.into_iter().map(|w| w.path).collect(),
         at: moment.seq,
         to_dir: to.clone(),
         overwrite: args.overwrite,
-        dry_run: false,
-        progress: Some(&progress),
+        dry_run: true,
+        progress: Some(&counted),
     };
+    // Whoever watches is told how much it will be; nobody else has to wait for the count.
+    if !bar.is_hidden() {
+        let all = plan.run()?;
+        bar.set_style(style("{bar:30} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} to go, {msg}"));
+        bar.set_length(all.gone_over);
+        bar.reset();
+    }
+    let progress = |s: &RestoreStats| {
+        bar.set_position(s.gone_over);
+        bar.set_message(format!("{} files", bytes::grouped(s.files)));
+    };
+    plan.dry_run = false;
+    plan.progress = Some(&progress);
     let stats = plan.run();
     bar.finish_and_clear();
     let stats = stats?;
@@ -208,16 +220,18 @@ fn summary_json(s: &RestoreStats, moment: &Moment, to: &Path, dry_run: bool) -> 
     map
 }
 
-/// Bytes and files on a terminal, nothing otherwise. How much it will be is not known without asking for everything twice.
+/// On a terminal a spinner while it is counted, then a bar; nothing otherwise.
 fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style =
-        ProgressStyle::with_template("{spinner} {decimal_bytes} ({decimal_bytes_per_sec}), {msg}");
-    let bar = ProgressBar::no_length().with_style(style.expect("a valid template"));
+    let bar = ProgressBar::no_length().with_style(style("{spinner} {msg}"));
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("a valid template")
 }
 
 /// A directory still to be listed.

@@ -101,14 +101,15 @@ impl Run<'_> {
 
     fn content(&mut self, file: &File, entry: &Entry) -> Result<u64, Stop> {
         let mut bytes = 0;
+        let before = self.stats.gone_over;
         match &entry.extents {
-            Some(list) => bytes += self.pieces(file, entry.meta.size, list)?,
+            Some(list) => bytes += self.pieces(file, entry.meta.size, list, before)?,
             None => {
                 let mut from = 0;
                 loop {
                     let (list, more) = self.fetch.extents(entry.node, self.plan.at, from)?;
                     self.fetch.announce_extents(list.iter());
-                    bytes += self.pieces(file, entry.meta.size, &list)?;
+                    bytes += self.pieces(file, entry.meta.size, &list, before)?;
                     match list.last() {
                         Some(x) if more && x.offset.saturating_add(x.len) > from => {
                             from = x.offset + x.len;
@@ -122,7 +123,13 @@ impl Run<'_> {
         Ok(bytes)
     }
 
-    fn pieces(&mut self, file: &File, size: u64, list: &[BlockExtent]) -> Result<u64, Stop> {
+    fn pieces(
+        &mut self,
+        file: &File,
+        size: u64,
+        list: &[BlockExtent],
+        before: u64,
+    ) -> Result<u64, Stop> {
         let mut bytes = 0;
         for x in list {
             let inside = Extent::new(0, size).intersect(Extent::new(x.offset, x.len));
@@ -138,6 +145,7 @@ impl Run<'_> {
                 .ok_or_else(|| Stop::File("an extent reaches beyond its block".into()))?;
             file.write_all_at(piece, part.offset)?;
             bytes += part.len;
+            self.gone_over(before + part.end());
         }
         Ok(bytes)
     }

@@ -31,7 +31,7 @@ pub struct Restore<'a> {
     pub overwrite: bool,
     /// Count, but write nothing.
     pub dry_run: bool,
-    /// Called after every entry.
+    /// Called after every entry and every written piece of a file.
     pub progress: Option<&'a dyn Fn(&RestoreStats)>,
 }
 
@@ -44,6 +44,8 @@ pub struct RestoreStats {
     pub dirs: u64,
     /// Bytes of content, holes not counted (in a dry run: sizes of files).
     pub bytes: u64,
+    /// Sizes of the files gone over so far, holes and further links included: adds up to what a dry run says.
+    pub gone_over: u64,
     /// What could not be restored, by its path at the source, and why.
     pub failed: Vec<(BytePath, String)>,
     /// Attributes that this process or filesystem cannot set.
@@ -243,6 +245,8 @@ impl Run<'_> {
             return Ok(());
         }
         let is_dir = entry.meta.kind == Kind::Dir;
+        let size = if is_dir { 0 } else { entry.meta.size };
+        let after = self.stats.gone_over + size;
         let done = match is_dir {
             true => self.make_dir(way, &name)?,
             false => self.make_other(way, &name, &entry)?,
@@ -266,10 +270,15 @@ impl Run<'_> {
                 }
             }
         }
+        self.gone_over(after);
+        Ok(())
+    }
+
+    fn gone_over(&mut self, bytes: u64) {
+        self.stats.gone_over = bytes;
         if let Some(progress) = self.plan.progress {
             progress(&self.stats);
         }
-        Ok(())
     }
 
     fn make_dir(&mut self, way: &[Name], name: &Name) -> Result<Done, RestoreError> {

@@ -217,16 +217,31 @@ fn history_tree(ask: &dyn Fn(Request) -> Response, at: BatchSeq) -> Tree {
 
 fn restore(history: &History, at: u64, to: &Path) -> RestoreStats {
     let ask = |r: Request| Ok(history.answer(&r));
-    let restore = Restore {
+    let gone_over = std::cell::Cell::new(0);
+    let never_back = |s: &RestoreStats| {
+        assert!(s.gone_over >= gone_over.get());
+        gone_over.set(s.gone_over);
+    };
+    let mut restore = Restore {
         ask: &ask,
         paths: vec![BytePath::root()],
         at: BatchSeq(at),
         to_dir: to.to_owned(),
         overwrite: false,
-        dry_run: false,
+        dry_run: true,
         progress: None,
     };
-    restore.run().unwrap()
+    let before = restore.run().unwrap();
+    restore.dry_run = false;
+    restore.progress = Some(&never_back);
+    let stats = restore.run().unwrap();
+    assert_eq!(before.gone_over, stats.gone_over, "the dry run's count");
+    let failed = stats.failed.len() as u64;
+    assert_eq!(
+        before.files + before.dirs,
+        stats.files + stats.dirs + failed
+    );
+    stats
 }
 
 #[test]
