@@ -43,8 +43,10 @@ enum farwrite_op {
 /* Flags of a record. */
 #define FARWRITE_F_PATH_CUT	(1u << 0)	/* `path` or `to_path` lacks its beginning */
 #define FARWRITE_F_LEAF_FIRST	(1u << 1)	/* the components of both paths come in reverse order: c/b/a for a/b/c */
-#define FARWRITE_F_IDENTITY	(1u << 2)	/* the name used is not below the root (another hard link, an unlinked or
-						 * unnamed file, opened by handle): the file is told by `ino` alone */
+#define FARWRITE_F_IDENTITY	(1u << 2)	/* the name used is below no root, or not known (another hard link, an unlinked
+						 * or unnamed file, opened by handle): the file is told by `dev`, `ino` and
+						 * `generation` alone. `root` is one, or FARWRITE_ROOT_NONE: all roots on `dev`.
+						 * A file that has no name left (link count 0) makes no record */
 #define FARWRITE_F_TO_EOF	(1u << 3)	/* the extent reaches to the end of the file, wherever that is */
 #define FARWRITE_F_DIR		(1u << 4)	/* what it is about is a directory */
 #define FARWRITE_F_OVER		(1u << 5)	/* rename: something had the new name */
@@ -54,11 +56,13 @@ enum farwrite_op {
 #define FARWRITE_F_HOLE		(1u << 9)	/* WRITE: the extent was punched or zeroed */
 #define FARWRITE_F_COMPAT	(1u << 10)	/* made by a 32-bit system call */
 #define FARWRITE_F_TMPFILE	(1u << 11)	/* CREATE: the file had no name before (O_TMPFILE and linkat) */
+#define FARWRITE_F_MOVED	(1u << 12)	/* CREATE, DELETE: a rename across the root's border; a directory that came in
+						 * brings what is below it */
 
 /* `call`: no system call of the predetermined ones was under way (io_uring worker, writeback fault, kernel writer) */
 #define FARWRITE_CALL_NONE	0xffff
 
-/* `root`: not about one root (FARWRITE_OP_LOST) */
+/* `root`: not about one root (FARWRITE_OP_LOST, FARWRITE_F_IDENTITY) */
 #define FARWRITE_ROOT_NONE	0xffff
 
 /*
@@ -69,6 +73,9 @@ enum farwrite_op {
  *
  * Where one write system call touches several extents (writev does not, copy_file_range to itself may), or several hooks
  * see the same call, one record is made whose extent covers all of them. An extent is never too small.
+ *
+ * A rename is RENAME where both names are below the root; else a DELETE of the one (F_MOVED) or a CREATE of the other. Where
+ * one watched root lies below another, each gets its own record.
  */
 struct farwrite_record {
 	__u32 size;		/* bytes of all this, a multiple of 8 */
@@ -156,17 +163,31 @@ struct farwrite_counter {
 #define FARWRITE_IOC_COUNTER	_IOWR(FARWRITE_IOC_MAGIC, 1, struct farwrite_counter)
 /* Makes this open file the one consumer (EBUSY if there is one) until it is closed. Recording does not depend on it. */
 #define FARWRITE_IOC_ATTACH	_IO(FARWRITE_IOC_MAGIC, 2)
-/* ENOSPC: FARWRITE_ROOTS_MAX; ENOTDIR; EOPNOTSUPP: a filesystem whose writes the module cannot hook */
+/*
+ * Only while it is switched on (else ENOTCONN), since an unmount is noticed by a hook. From the return on, everything below
+ * is recorded. ENOSPC: FARWRITE_ROOTS_MAX, or numbers of former roots still stand in unreleased records; ENOTDIR;
+ * EOPNOTSUPP: a filesystem whose writes the module cannot hook. Holds no reference that would keep it from being unmounted.
+ */
 #define FARWRITE_IOC_WATCH	_IOWR(FARWRITE_IOC_MAGIC, 3, struct farwrite_watch)
 /* Argument: the root's number. */
 #define FARWRITE_IOC_UNWATCH	_IO(FARWRITE_IOC_MAGIC, 4)
-/* Argument: 1 replaces the predetermined calls, 0 puts the originals back. EBUSY: livepatch or another has one of them. */
+/*
+ * Argument: 1 replaces the predetermined calls, 0 forgets all roots and puts the originals back; when it returns, no call
+ * that was replaced is under way but such as block (the module then cannot be unloaded before they end). EBUSY: livepatch or another has one of them.
+ */
 #define FARWRITE_IOC_SWITCH	_IO(FARWRITE_IOC_MAGIC, 5)
 /* Argument: pointer to a position in [tail, head]: everything before it may be overwritten. */
 #define FARWRITE_IOC_RELEASE	_IOW(FARWRITE_IOC_MAGIC, 6, __u64)
 
 /*
- * poll(2) on the device: readable while head > tail. read(2) is not offered (EINVAL): records are read in place.
+ * Argument: pointer to a position in [tail, head]: records before it have been read, if not released. Only poll(2) looks at
+ * this; it is the tail when a consumer attaches, and never behind it.
+ */
+#define FARWRITE_IOC_SEEN	_IOW(FARWRITE_IOC_MAGIC, 7, __u64)
+
+/*
+ * poll(2) on the device: readable while head is beyond what FARWRITE_IOC_SEEN told. read(2) is not offered (EINVAL):
+ * records are read in place.
  */
 
 #endif /* _UAPI_FARWRITE_H */
