@@ -29,4 +29,5 @@ pub use source::{
     ChangeSource, Continuity, READ_CHANGES, ReadState, SensorChoice, SensorError, SensorKind,
     SensorOptions, SensorStats, WatchRoot,
 };
+pub use sys::start_writeback;
 pub use wake::Waker;

@@ -1,6 +1,6 @@
 //! System calls that have no safe wrapper, and the small facts around them. All `unsafe` of the project is here.
 
-use farwrite_core::FileId;
+use farwrite_core::{Extent, FileId};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -126,6 +126,30 @@ pub(crate) fn fsid_of(fd: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
     assert!(size_of_val(&st.f_fsid) >= 8, "f_fsid is two 32-bit numbers");
     // SAFETY: `f_fsid` is plain integers (its type differs between C libraries) and at least 8 bytes long, asserted above.
     Ok(unsafe { fsid.cast::<[u8; 8]>().read_unaligned() })
+}
+
+/// Starts writeback of a range of a file's dirty pages, after any that is under way (sync_file_range(2)); does not wait
+/// for its end. The pages are write-protected again: a later store through a shared mapping faults, and is seen.
+pub fn start_writeback(fd: BorrowedFd<'_>, extent: Extent) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // A length of 0 means "to the end of the file".
+    let (offset, len) = match i64::try_from(extent.offset) {
+        Ok(offset) => (offset, i64::try_from(extent.len).unwrap_or(0)),
+        Err(_) => return Ok(()),
+    };
+    if extent.len == 0 {
+        return Ok(());
+    }
+    let len = if offset.checked_add(len).is_none() {
+        0
+    } else {
+        len
+    };
+    // SAFETY: takes a descriptor, open for the length of the call, and three numbers.
+    if unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

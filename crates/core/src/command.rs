@@ -55,6 +55,9 @@ pub struct What {
     pub mapped: bool,
     /// Attributes.
     pub attr: bool,
+    /// Messages about it may have been lost and a compare is on its way: extents are not all that changed, and times that
+    /// are new may be those of a change that nobody told of.
+    pub doubt: bool,
     /// Every entry of the directory.
     pub compare: bool,
     /// With `compare`: everything below, too.
@@ -71,6 +74,7 @@ impl What {
             data: self.data | o.data,
             mapped: self.mapped | o.mapped,
             attr: self.attr | o.attr,
+            doubt: self.doubt | o.doubt,
             compare: self.compare | o.compare,
             recursive: self.recursive | o.recursive,
         }

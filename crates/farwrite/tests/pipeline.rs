@@ -4,7 +4,7 @@
 use farwrite_core::exclude::Excludes;
 use farwrite_core::record::Record;
 use farwrite_core::{
-    BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, FileId, Name, SystemClock, Timestamp,
+    BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Extent, FileId, Name, SystemClock, Timestamp,
 };
 use farwrite_schedule::DirtySet;
 use farwrite_testkit::{Chance, Model, Snapshot};
@@ -49,6 +49,10 @@ struct Sim {
     unit: Option<BackupUnit>,
     vault: Arc<Mutex<Vault>>,
     chance: Chance,
+    /// The sensor tells which bytes changed.
+    exact: bool,
+    /// See [`BackupUnit::set_ranges_held`].
+    ranges_held: Option<usize>,
     trace: Vec<String>,
 }
 
@@ -74,6 +78,8 @@ impl Sim {
         fs::create_dir(&root).expect("created");
         let root_id = id_of(&root).expect("exists");
         let limit = if chance.one_in(2) { 40 } else { 100_000 };
+        let exact = chance.one_in(2);
+        let ranges_held = chance.one_in(2).then(|| 1 + chance.below(4) as usize);
         let mut sim = Sim {
             index_path: tmp.path().join("index.db"),
             _tmp: tmp,
@@ -85,6 +91,8 @@ impl Sim {
             unit: None,
             vault: Arc::default(),
             chance,
+            exact,
+            ranges_held,
             trace: Vec::new(),
         };
         sim.start();
@@ -105,8 +113,9 @@ impl Sim {
             excludes,
         };
         let sink = Box::new(Sink(self.vault.clone()));
-        let unit = BackupUnit::new(index, vec![spec], sink, Arc::new(SystemClock::default()))
+        let mut unit = BackupUnit::new(index, vec![spec], sink, Arc::new(SystemClock::default()))
             .expect("starts");
+        self.ranges_held.inspect(|&max| unit.set_ranges_held(max));
         self.unit = Some(unit);
         let whole = self.change(&self.root.clone(), ChangeOp::Subtree);
         self.insert(&[Change {
@@ -139,7 +148,9 @@ impl Sim {
         // Of a file with several names, one of which may be gone or excluded, only its identity leads to the others.
         let linked = fs::symlink_metadata(path).is_ok_and(|m| m.nlink() > 1);
         let excluded = path.to_string_lossy().contains(".skip");
-        let file = if about_content && (excluded || linked || self.chance.one_in(2)) {
+        // A sensor that knows the bytes knows the file.
+        let told = self.exact || excluded || linked || self.chance.one_in(2);
+        let file = if about_content && told {
             id_of(path)
         } else {
             None
@@ -312,8 +323,15 @@ impl Sim {
         fs::write(p, bytes).expect("written");
         if !existed {
             self.tell(p, ChangeOp::Create);
+        } else if self.exact {
+            self.tell(p, ChangeOp::Truncate(0));
         }
-        self.tell(p, ChangeOp::Write(None));
+        self.wrote(p, 0, len as u64);
+    }
+
+    fn wrote(&mut self, p: &Path, offset: u64, len: u64) {
+        let extent = self.exact.then(|| Extent::new(offset, len));
+        self.tell(p, ChangeOp::Write(extent));
     }
 
     fn remove(&mut self, p: &Path) {
@@ -372,25 +390,44 @@ impl Sim {
             return;
         }
         let size = m.len();
-        match self.chance.below(5) {
+        match self.chance.below(6) {
             0 => {
                 let n = self.chance.below(3000) as usize;
                 let b = self.chance.bytes(n);
                 f.write_all_at(&b, size).expect("appended");
+                self.wrote(p, size, n as u64);
             }
-            1 => f.set_len(self.chance.below(size * 2 + 10)).expect("set"),
+            1 => {
+                let len = self.chance.below(size * 2 + 10);
+                f.set_len(len).expect("set");
+                match self.exact {
+                    true => self.tell(p, ChangeOp::Truncate(len)),
+                    false => self.tell(p, ChangeOp::Write(None)),
+                }
+            }
             2 if size > 9000 => {
                 let at = self.chance.below(size / 4096) * 4096;
                 farwrite_fs::punch_hole(&f, at, 4096).expect("punched");
+                self.wrote(p, at, 4096);
+            }
+            3 if size > 9000 => {
+                // Here and there over the whole file.
+                for _ in 0..self.chance.below(60) {
+                    let at = self.chance.below(size);
+                    let n = 1 + self.chance.below((size - at).min(20_000)) as usize;
+                    let b = self.chance.bytes(n);
+                    f.write_all_at(&b, at).expect("written");
+                    self.wrote(p, at, n as u64);
+                }
             }
             _ => {
                 let n = self.chance.below(500) as usize;
                 let b = self.chance.bytes(n);
-                f.write_all_at(&b, self.chance.clone().below(size + 1))
-                    .expect("written");
+                let at = self.chance.below(size + 1);
+                f.write_all_at(&b, at).expect("written");
+                self.wrote(p, at, n as u64);
             }
         }
-        self.tell(p, ChangeOp::Write(None));
         if self.chance.one_in(4) {
             // As tar does: the old time again.
             let times = fs::FileTimes::new().set_modified(m.modified().expect("has one"));
@@ -511,4 +548,112 @@ fn the_log_equals_the_tree_at_every_clean_point() {
             sim.check();
         }
     }
+}
+
+fn file_of(sim: &mut Sim, len: usize) -> (PathBuf, fs::File) {
+    let p = sim.root.join("file");
+    let bytes = sim.chance.bytes(len);
+    fs::write(&p, bytes).expect("written");
+    sim.tell(&p, ChangeOp::Create);
+    sim.wrote(&p, 0, len as u64);
+    sim.settle();
+    let f = fs::OpenOptions::new().write(true).open(&p).expect("opens");
+    (p, f)
+}
+
+/// Bytes read and sent by `act`.
+fn cost(sim: &mut Sim, act: impl FnOnce(&mut Sim)) -> (u64, u64) {
+    let stats = |s: &Sim| s.unit.as_ref().expect("running").stats();
+    let before = stats(sim);
+    act(sim);
+    sim.settle();
+    let after = stats(sim);
+    (
+        after.bytes_read - before.bytes_read,
+        after.bytes_new - before.bytes_new,
+    )
+}
+
+#[test]
+fn what_is_read_and_sent_follows_the_bytes_that_changed() {
+    for exact in [true, false] {
+        let mut sim = Sim::new(Chance::from_env());
+        (sim.exact, sim.ranges_held) = (exact, None);
+        let (p, f) = file_of(&mut sim, 16 << 20);
+        let (read, sent) = cost(&mut sim, |sim| {
+            f.write_all_at(&[1; 4096], 8 << 20).expect("written");
+            sim.wrote(&p, 8 << 20, 4096);
+        });
+        assert_eq!(sent, 8192, "the block that it is in");
+        assert_eq!(read, if exact { 8192 } else { 16 << 20 });
+        // The end moves, and nothing else.
+        let (read, sent) = cost(&mut sim, |sim| {
+            f.set_len((16 << 20) - 100).expect("cut");
+            sim.tell(&p, ChangeOp::Truncate((16 << 20) - 100));
+        });
+        assert_eq!(
+            (read, sent),
+            (8092, 8092),
+            "the last block, by its new length"
+        );
+        sim.check();
+    }
+}
+
+#[test]
+fn of_a_file_that_is_appended_to_only_the_new_bytes_are_sent() {
+    for exact in [true, false] {
+        for len in [100, 60_000, 3 << 20] {
+            let mut sim = Sim::new(Chance::from_env());
+            (sim.exact, sim.ranges_held) = (exact, None);
+            let (p, f) = file_of(&mut sim, len);
+            // Not over the size from which on a file is kept in blocks, which costs it once.
+            let (read, sent) = cost(&mut sim, |sim| {
+                for i in 0..50 {
+                    let (at, line) = (len as u64 + i * 100, sim.chance.bytes(100));
+                    f.write_all_at(&line, at).expect("appended");
+                    sim.wrote(&p, at, 100);
+                    sim.settle();
+                }
+            });
+            assert_eq!(sent, 50 * 100, "from {len}");
+            if exact && len > 1 << 20 {
+                assert!(
+                    read <= 50 * 2 * 8192,
+                    "{read}: the last block or two each time"
+                );
+            }
+            sim.check();
+        }
+    }
+}
+
+#[test]
+fn writeback_of_mapped_bytes_starts_before_they_are_read() {
+    let mut sim = Sim::new(Chance::from_env());
+    (sim.exact, sim.ranges_held) = (true, None);
+    let (p, f) = file_of(&mut sim, 4 << 20);
+    let calls: Arc<Mutex<Vec<Extent>>> = Arc::default();
+    let (seen, path) = (calls.clone(), p.clone());
+    let unit = sim.unit.as_mut().expect("running");
+    unit.set_writeback(Box::new(move |_, extent| {
+        // What is stored up to here is in what is read afterwards.
+        let f = fs::OpenOptions::new().write(true).open(&path)?;
+        f.write_all_at(b"stored", extent.offset)?;
+        seen.lock().expect("not poisoned").push(extent);
+        Ok(())
+    }));
+    f.write_all_at(&[7; 100], 1 << 20).expect("written");
+    sim.tell(&p, ChangeOp::Mapped(Some(Extent::new(1 << 20, 4096))));
+    sim.settle();
+    assert_eq!(
+        *calls.lock().expect("not poisoned"),
+        [Extent::new(1 << 20, 4096)]
+    );
+    let v = sim.vault.lock().expect("not poisoned");
+    let ours = v.model.snapshot(&byte_path(&sim.root)).expect("there");
+    let diff = Snapshot::of_dir(&sim.root)
+        .expect("readable")
+        .differences(&ours, 5);
+    assert_eq!(diff, Vec::<String>::new());
 }

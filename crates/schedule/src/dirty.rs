@@ -5,7 +5,9 @@
 //! this directory", and if that does not help, everything into "compare this tree".
 
 use farwrite_core::command::{BackupCommand, Target, What};
-use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, ExtentSet, FileId, Timestamp, limits};
+use farwrite_core::{
+    BytePath, Change, ChangeOp, ChangeSeq, Extent, ExtentSet, FileId, Timestamp, limits,
+};
 use std::collections::{BTreeMap, HashMap};
 
 /// See the module.
@@ -19,6 +21,8 @@ pub struct DirtySet {
     limit: usize,
     collapsed: u64,
     roots: Vec<(FileId, BytePath)>,
+    /// Entries that are compares.
+    comparing: usize,
 }
 
 #[derive(Debug)]
@@ -50,6 +54,7 @@ impl DirtySet {
             limit: limit.max(16),
             collapsed: 0,
             roots,
+            comparing: 0,
         }
     }
 
@@ -110,8 +115,10 @@ impl DirtySet {
                 let extents = extent.map(|e| ExtentSet::from_iter([e]));
                 self.put(at(&c.path, file_or(c, t)), mapped, extents, false);
             }
-            (ChangeOp::Truncate(_), Some(t)) => {
-                self.put(at(&c.path, file_or(c, t)), data, None, false)
+            // Whatever is behind the new end now was written since.
+            (ChangeOp::Truncate(size), Some(t)) => {
+                let behind = ExtentSet::from_iter([Extent::to_end(*size)]);
+                self.put(at(&c.path, file_or(c, t)), data, Some(behind), false)
             }
             (ChangeOp::Attrib, Some(t)) => {
                 let what = What {
@@ -165,8 +172,12 @@ impl DirtySet {
     }
 
     /// Takes at most `max` commands out, oldest first; those put off until a drain stay.
+    ///
+    /// While anything waits to be compared, messages may have been lost or dropped ([`What::doubt`]): who looked at a
+    /// file's known extents alone would then know its new times, and the compare would pass it over.
     pub fn take(&mut self, max: usize) -> Taken {
         let mut out = Taken::default();
+        let mut comparing = self.comparing > 0;
         let mut tickets = Vec::new();
         for (&ticket, target) in &self.order {
             if self.entries[target].after_drain > self.drains {
@@ -185,7 +196,12 @@ impl DirtySet {
                 .remove(&target)
                 .expect("every ticket has its entry");
             self.drop_first(entry.command.first);
+            comparing |= entry.command.what.compare;
+            self.comparing -= usize::from(entry.command.what.compare);
             out.commands.push(entry.command);
+        }
+        if comparing {
+            out.commands.iter_mut().for_each(|c| c.what.doubt = true);
         }
         out
     }
@@ -296,6 +312,7 @@ impl DirtySet {
         if let Some(e) = self.entries.get_mut(&target) {
             let older = e.command.first.min(seq);
             let newer = e.command.first.max(seq);
+            self.comparing += usize::from(what.compare && !e.command.what.compare);
             e.command.what = e.command.what.or(what);
             e.command.extents = match (e.command.extents.take(), extents) {
                 (Some(mut a), Some(b)) => {
@@ -317,6 +334,7 @@ impl DirtySet {
             self.drop_first(newer);
             return;
         }
+        self.comparing += usize::from(what.compare);
         let command = BackupCommand {
             path,
             target: target.clone(),
@@ -393,6 +411,7 @@ impl DirtySet {
                 .remove(&target)
                 .expect("every ticket has its entry");
             self.drop_first(e.command.first);
+            self.comparing -= usize::from(e.command.what.compare);
             let parent = e
                 .command
                 .path
@@ -468,6 +487,7 @@ impl DirtySet {
             return;
         };
         self.entries.clear();
+        self.comparing = 0;
         self.order.clear();
         self.firsts.clear();
         self.compare_roots(seq, time);

@@ -17,6 +17,7 @@ use farwrite_transfer::backup::{
 use farwrite_transfer::net::{Dialer, LinkEvent, LinkOptions, LinkStats, SourceLink};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -352,7 +353,10 @@ impl Worker {
         link.begin();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let sink = Box::new(LinkSink(link.clone()));
-        let unit = BackupUnit::new(index, self.setup.roots.clone(), sink, clock)?;
+        let mut unit = BackupUnit::new(index, self.setup.roots.clone(), sink, clock)?;
+        unit.set_writeback(Box::new(|file, extent| {
+            farwrite_capture::start_writeback(file.as_fd(), extent)
+        }));
         if !looked_at_all {
             self.compare_all(&unit);
         }

@@ -98,6 +98,18 @@ pub fn read_small(file: &File, size: u64, sparse: bool) -> io::Result<SmallConte
     })
 }
 
+impl SmallContent {
+    /// If the file without holes only grew since it had `size` bytes with this checksum, what came behind them is all that
+    /// there is to send.
+    pub fn keep_appended(&mut self, size: u64, was: &[u8; SUM_BYTES]) {
+        let end = self.bytes.len() as u64;
+        let whole = self.runs == [(Extent::new(0, end), false)];
+        if whole && 0 < size && size < end && sum(&self.bytes[..size as usize]) == *was {
+            self.runs = vec![(Extent::new(size, end - size), false)];
+        }
+    }
+}
+
 /// Told every difference in order of offset.
 pub type Receiver<'a, E> = &'a mut dyn FnMut(Variant<'_>) -> Result<(), E>;
 
@@ -173,15 +185,14 @@ impl Comparison<'_> {
         Ok(read)
     }
 
-    /// Is the group outside of what the sensor named? The block at the old end has changed its length even if nobody
-    /// wrote to it.
+    /// Is the group or block outside of what the sensor named? The block at the old end has changed its length even if
+    /// nobody wrote to it, and what lies between an old and a new end is new.
     fn untouched(&self, span: Extent) -> bool {
         let Some(extents) = self.extents else {
             return false;
         };
         let old = self.base.map_or(0, |b| b.meta.size);
-        let end = old.min(self.size);
-        let tail = old != self.size && (span.offset..=span.end()).contains(&end);
+        let tail = old != self.size && span.end() >= old.min(self.size);
         !tail && !extents.iter().any(|e| e.intersect(span).is_some())
     }
 
@@ -206,37 +217,31 @@ impl Comparison<'_> {
     ) -> Result<u64, ContentError<E>> {
         let data = self.data_in(span)?;
         let buf = &mut buf[..span.len as usize];
-        buf.fill(0);
-        let mut read = 0;
-        for e in &data {
-            let from = (e.offset - span.offset) as usize;
-            self.file
-                .read_exact_at(&mut buf[from..from + e.len as usize], e.offset)?;
-            read += e.len;
-        }
+        let was = |b: u64| {
+            let at = b as usize * SUM_BYTES;
+            old.as_ref().and_then(|o| o.get(at..at + SUM_BYTES))
+        };
+        let look: Vec<(u64, Extent)> = blocks_of(span)
+            .filter(|(b, block)| was(*b).is_none() || !self.untouched(*block))
+            .collect();
+        let read = self.read_blocks(span, &look, &data, buf)?;
         let old_unknown = self.base.is_some() && !self.known();
-        let blocks = span.len.div_ceil(SUM_BLOCK_BYTES);
-        let mut new = Vec::with_capacity(blocks as usize * SUM_BYTES);
+        let mut new = old.clone().unwrap_or_default();
+        new.resize(span.len.div_ceil(SUM_BLOCK_BYTES) as usize * SUM_BYTES, 0);
         let mut run: Option<Extent> = None;
-        for b in 0..blocks {
-            let from = b * SUM_BLOCK_BYTES;
-            let block = Extent::new(span.offset + from, SUM_BLOCK_BYTES.min(span.len - from));
-            let now = block_sum(
-                &buf[from as usize..(from + block.len) as usize],
-                block,
-                &data,
-            );
-            let at = new.len();
-            new.extend_from_slice(&now);
-            let differs = match old.as_ref().and_then(|o| o.get(at..at + SUM_BYTES)) {
-                Some(was) => was != now,
-                None => now != HOLE || old_unknown,
+        for (b, block) in look {
+            let bytes = &buf[(block.offset - span.offset) as usize..][..block.len as usize];
+            let now = block_sum(bytes, block, &data);
+            new[b as usize * SUM_BYTES..][..SUM_BYTES].copy_from_slice(&now);
+            let differs = match was(b) {
+                Some(was) if was != now => Some(self.behind_old_end(block, was, bytes, &data)),
+                None if now != HOLE || old_unknown => Some(block),
+                _ => None,
             };
             match (&mut run, differs) {
-                (Some(r), true) => r.len += block.len,
-                (None, true) => run = Some(block),
-                (_, false) => {
-                    if let Some(r) = run.take() {
+                (Some(r), Some(d)) if r.end() == d.offset => r.len += d.len,
+                (_, differs) => {
+                    if let Some(r) = std::mem::replace(&mut run, differs) {
                         self.tell(r, span, &data, buf, f)?;
                     }
                 }
@@ -249,6 +254,47 @@ impl Comparison<'_> {
             f(Variant::Sums(group, Some(new))).map_err(ContentError::Receiver)?;
         }
         Ok(read)
+    }
+
+    /// Reads those blocks of `span` into their places in `buf`, holes as zeros. Returns the bytes read.
+    fn read_blocks(
+        &self,
+        span: Extent,
+        blocks: &[(u64, Extent)],
+        data: &[Extent],
+        buf: &mut [u8],
+    ) -> io::Result<u64> {
+        let mut runs: Vec<Extent> = Vec::new();
+        for (_, block) in blocks {
+            match runs.last_mut() {
+                Some(last) if last.end() == block.offset => last.len += block.len,
+                _ => runs.push(*block),
+            }
+        }
+        let mut read = 0;
+        for run in runs {
+            buf[(run.offset - span.offset) as usize..][..run.len as usize].fill(0);
+            for e in data.iter().filter_map(|e| e.intersect(run)) {
+                let place = &mut buf[(e.offset - span.offset) as usize..][..e.len as usize];
+                self.file.read_exact_at(place, e.offset)?;
+                read += e.len;
+            }
+        }
+        Ok(read)
+    }
+
+    /// What differs of a block whose checksum does: if the file has grown in it and what was there before is unchanged
+    /// (a log that is appended to), only what came behind it.
+    fn behind_old_end(&self, block: Extent, was: &[u8], bytes: &[u8], data: &[Extent]) -> Extent {
+        let old = self.base.map_or(0, |b| b.meta.size);
+        if old <= block.offset || old >= block.end() {
+            return block;
+        }
+        let before = Extent::new(block.offset, old - block.offset);
+        if block_sum(&bytes[..before.len as usize], before, data) != was {
+            return block;
+        }
+        Extent::new(old, block.end() - old)
     }
 
     /// The runs of data in a range.
@@ -289,6 +335,15 @@ impl Comparison<'_> {
         }
         hole_to(at, run.end(), f).map_err(ContentError::Receiver)
     }
+}
+
+/// The blocks of a group, with their numbers in it.
+fn blocks_of(span: Extent) -> impl Iterator<Item = (u64, Extent)> {
+    (0..span.len.div_ceil(SUM_BLOCK_BYTES)).map(move |b| {
+        let from = b * SUM_BLOCK_BYTES;
+        let len = SUM_BLOCK_BYTES.min(span.len - from);
+        (b, Extent::new(span.offset + from, len))
+    })
 }
 
 /// Checksum of a block of which `data` names the parts that are not holes.

@@ -15,6 +15,11 @@ use std::io;
 const SMALL_TRIES: usize = 3;
 /// Groups of checksums kept in memory during one file; beyond that they are staged.
 const GROUPS_HELD: usize = 1024;
+/// Holes kept in memory during one file; beyond that it is staged.
+const HOLES_HELD: usize = 20_000;
+/// Ranges of a staged node that are copied to the file one by one in its last batch; beyond that the unchanged
+/// bytes between two are copied to the staged node first and the two become one.
+pub(super) const RANGES_HELD: usize = 50_000;
 
 /// The pending effect of one file's content.
 #[derive(Default)]
@@ -31,6 +36,24 @@ struct Content {
 struct Staged {
     node: NodeId,
     ranges: Vec<Extent>,
+}
+
+impl Staged {
+    /// Adds a range behind the others. Beyond `max` ranges it is joined with the last; returns the gap between them,
+    /// which the staged node has to get.
+    fn add(&mut self, e: Extent, max: usize) -> Option<Extent> {
+        let full = self.ranges.len() >= max;
+        match self.ranges.last_mut() {
+            Some(last) if last.end() == e.offset => last.len += e.len,
+            Some(last) if full => {
+                let gap = Extent::new(last.end(), e.offset - last.end());
+                last.len = e.end() - last.offset;
+                return Some(gap);
+            }
+            _ => self.ranges.push(e),
+        }
+        None
+    }
 }
 
 impl BackupUnit {
@@ -52,6 +75,11 @@ impl BackupUnit {
             Ok(s) if s.id == e.stat.id => {}
             Ok(_) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
+        }
+        if c.what.mapped
+            && let Err(err) = self.start_writeback(&file, c)
+        {
+            return self.fail(&e.path, &err, c);
         }
         let started = self.clock.now();
         match self.read_content(&file, e, node, row.as_ref(), c) {
@@ -77,6 +105,14 @@ impl BackupUnit {
             Err(ContentError::Io(err)) => self.fail(&e.path, &err, c),
             Err(ContentError::Index(err)) => Err(err.into()),
             Err(ContentError::Receiver(err)) => Err(err),
+        }
+    }
+
+    /// Write-protects the pages that mappings may be changing: whoever stores into them from now on is told of again.
+    fn start_writeback(&self, file: &File, c: &BackupCommand) -> io::Result<()> {
+        match &c.extents {
+            Some(extents) => extents.iter().try_for_each(|x| (self.writeback)(file, x)),
+            None => (self.writeback)(file, Extent::to_end(0)),
         }
     }
 
@@ -136,8 +172,11 @@ impl BackupUnit {
         row: Option<&NodeRow>,
     ) -> Result<Pending, ContentError<UnitError>> {
         let sparse = stat.blocks * 512 < stat.size;
-        let small = read_small(file, stat.size, sparse)?;
+        let mut small = read_small(file, stat.size, sparse)?;
         self.stats.bytes_read += stat.size;
+        if let Some(r) = row.filter(|r| r.flags.has(NodeFlags::SUMS)) {
+            small.keep_appended(r.meta.size, &r.sum);
+        }
         let mut content = Content {
             sum: small.sum,
             ..Content::default()
@@ -195,7 +234,10 @@ impl BackupUnit {
         row: Option<&NodeRow>,
         c: &BackupCommand,
     ) -> Result<Pending, ContentError<UnitError>> {
-        let trusted = row.is_some_and(|r| !r.flags.has(NodeFlags::SUSPECT)) && c.what.data;
+        let trusted = row.is_some_and(|r| !r.flags.has(NodeFlags::SUSPECT))
+            && c.what.data
+            && !c.what.doubt
+            && !self.catching_up();
         let comparison = Comparison {
             file,
             size: stat.size,
@@ -207,13 +249,14 @@ impl BackupUnit {
                 Default::default()
             },
         };
+        let base = row.map_or(0, |r| r.meta.size);
         let mut content = Content::default();
         let cell = std::cell::RefCell::new(self);
         let read = comparison.run(
             &mut |group| cell.borrow().index.sums(node, group),
             &mut |v| {
                 cell.borrow_mut()
-                    .take_variant(v, node, stat, e, &mut content)
+                    .take_variant(v, (node, base), stat, e, &mut content)
             },
         );
         let unit = cell.into_inner();
@@ -231,10 +274,11 @@ impl BackupUnit {
         }
     }
 
+    /// `base`: size of what was sent of the file before.
     fn take_variant(
         &mut self,
         v: Variant<'_>,
-        node: NodeId,
+        (node, base): (NodeId, u64),
         stat: &Stat,
         e: &Present<'_>,
         content: &mut Content,
@@ -243,19 +287,41 @@ impl BackupUnit {
             Variant::Data(offset, bytes) => {
                 let target = content.staged.as_ref().map_or(node, |s| s.node);
                 self.put_run(target, offset, bytes, content)?;
-                if let Some(s) = &mut content.staged {
-                    push_range(&mut s.ranges, Extent::new(offset, bytes.len() as u64));
-                }
+                let run = Extent::new(offset, bytes.len() as u64);
+                self.add_to_staged(node, base, run, content);
+            }
+            // Where nothing is written to the staged node, it has a hole.
+            Variant::Hole(x) if content.staged.is_some() => {
+                self.add_to_staged(node, base, x, content);
             }
             Variant::Hole(x) => push_hole(&mut content.holes, node, x),
             Variant::Sums(group, sums) => {
                 content.sums.insert(group, sums);
-                if self.batch.is_full() || content.sums.len() > GROUPS_HELD {
+                if self.batch.is_full()
+                    || content.sums.len() > GROUPS_HELD
+                    || content.ops.len() > HOLES_HELD
+                    || content.holes.len() > HOLES_HELD
+                {
                     self.stage(node, stat, e, content)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Notes that a range of the staged node goes to the file; a gap that this joins is copied from the file as it was.
+    fn add_to_staged(&self, node: NodeId, base: u64, e: Extent, content: &mut Content) {
+        let Some(s) = &mut content.staged else { return };
+        let gap = s.add(e, self.ranges_held);
+        if let Some(kept) = gap.and_then(|g| g.intersect(Extent::new(0, base))) {
+            content.ops.push(Op::Copy {
+                node: s.node,
+                offset: kept.offset,
+                len: kept.len,
+                from: node,
+                from_offset: kept.offset,
+            });
+        }
     }
 
     /// The batch is full in the middle of a file: what there is of it goes to a staged node, so that neither the

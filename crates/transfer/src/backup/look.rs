@@ -510,7 +510,7 @@ impl BackupUnit {
             let read = self.read_now.contains(&node) && !ctime_differs;
             let content = c.what.created || c.what.data;
             let told = !read && content && c.extents.as_ref().is_none_or(|x| !x.is_empty());
-            let watched = !compare && !self.catching_up();
+            let watched = !compare && !c.what.doubt && !self.catching_up();
             let doubt = !watched && (ctime_differs || row.flags.has(NodeFlags::RACY));
             if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
                 return self.send_file(e, node, Some(row), c, slot);

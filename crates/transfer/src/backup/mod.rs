@@ -18,4 +18,4 @@ pub use batch::{BatchWriter, RecordSink, SinkClosed};
 pub use index::{Index, IndexError, IndexState};
 pub use rows::{NodeFlags, NodeRow};
 pub use tree::{RootSpec, Tree};
-pub use unit::{BackupStats, BackupUnit, Problem, RoundReport, UnitError};
+pub use unit::{BackupStats, BackupUnit, Problem, RoundReport, UnitError, Writeback};

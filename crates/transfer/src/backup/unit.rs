@@ -1,15 +1,17 @@
 //! The backup unit itself: carries out a round of backup commands and closes batches.
 
 use super::batch::{BatchWriter, RecordSink, SinkClosed};
+use super::file::RANGES_HELD;
 use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
 use super::tree::{OpenDir, RootSpec, Tree};
 use farwrite_core::{
-    BackupCommand, BatchSeq, BytePath, Clock, Commit, FileId, Kind, Meta, Name, NodeId, Op, Origin,
-    Target, Timestamp, What,
+    BackupCommand, BatchSeq, BytePath, Clock, Commit, Extent, FileId, Kind, Meta, Name, NodeId, Op,
+    Origin, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,9 +119,26 @@ pub struct BackupUnit {
     boundaries: BTreeSet<BytePath>,
     last_batch: Option<BatchSeq>,
     last_clean: bool,
+    /// See [`BackupUnit::set_ranges_held`].
+    pub(super) ranges_held: usize,
+    pub(super) writeback: Writeback,
 }
 
+/// Starts writing a file's dirty pages of a range to disk, after any such write of them that is under way.
+pub type Writeback = Box<dyn Fn(&File, Extent) -> io::Result<()> + Send>;
+
 impl BackupUnit {
+    /// What starts writeback before mapped bytes are read ([`farwrite_core::ChangeOp::Mapped`]); without it such
+    /// files are synced to disk.
+    pub fn set_writeback(&mut self, writeback: Writeback) {
+        self.writeback = writeback;
+    }
+
+    /// Sets how many ranges of a large file are kept apart while it is staged (at least 1): what a test makes small.
+    pub fn set_ranges_held(&mut self, max: usize) {
+        self.ranges_held = max.max(1);
+    }
+
     /// A unit over an index that has been settled with the vault (rolled back or replayed). Opens the protected
     /// directories and makes sure that they and the directories above them are in the index.
     pub fn new(
@@ -148,6 +167,8 @@ impl BackupUnit {
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
+            ranges_held: RANGES_HELD,
+            writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
             problems: BTreeMap::new(),
             boundaries: BTreeSet::new(),

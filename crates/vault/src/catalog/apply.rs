@@ -11,7 +11,9 @@ use rusqlite::{Connection, OptionalExtension};
 use std::collections::{HashMap, HashSet};
 
 /// Most rows that one batch may make: a few operations could otherwise copy a file of many extents for ever.
-const BATCH_ROWS_MAX: u64 = 8_000_000;
+const BATCH_ROWS_MAX: u64 = 128_000_000;
+/// Extents of a file that a copy holds in memory.
+const PIECES: usize = 65_536;
 /// Ranges of one file that a delta keeps apart.
 const DELTA_RANGES: usize = 256;
 
@@ -579,9 +581,38 @@ impl<'a> Work<'a> {
             return Err(Rule::NotFile(from).into());
         }
         let source = Extent::new(from_offset, len);
-        // All of them before the first is changed: the ranges may overlap in one file.
-        let start = from_offset as i64;
-        let pieces: Vec<BlockExtent> = self
+        let mut pieces = self.pieces(from, source, from_offset)?;
+        self.overlay(node, Extent::new(offset, len))?;
+        while let Some(last) = pieces.last() {
+            let (more, next) = (pieces.len() == PIECES, last.offset + last.len);
+            for x in pieces {
+                let Some(part) = source.intersect(Extent::new(x.offset, x.len)) else {
+                    continue;
+                };
+                let copied = BlockExtent {
+                    offset: part.offset - from_offset + offset,
+                    len: part.len,
+                    block: x.block,
+                    block_offset: x.block_offset + (part.offset - x.offset) as u32,
+                };
+                self.insert_extent(node, copied)?;
+            }
+            if self.rows > BATCH_ROWS_MAX || (more && from == node) {
+                // Within one file the ranges may overlap: all pieces have to be read before the first is changed.
+                return Err(Rule::TooMuch.into());
+            }
+            if !more {
+                break;
+            }
+            pieces = self.pieces(from, source, next)?;
+        }
+        Ok(())
+    }
+
+    /// The first [`PIECES`] extents of a file that reach into `source` and end behind `start`.
+    fn pieces(&self, from: NodeId, source: Extent, start: u64) -> Step<Vec<BlockExtent>> {
+        let start = start as i64;
+        Ok(self
             .conn
             .prepare_cached(
                 "SELECT offset, len, block, block_off FROM extents
@@ -593,28 +624,11 @@ impl<'a> Work<'a> {
                     start.saturating_sub(EXTENT_MAX),
                     source.end() as i64,
                     start,
-                    BATCH_ROWS_MAX as i64,
+                    PIECES as i64,
                 ),
                 extent_row,
             )?
-            .collect::<Result<_, _>>()?;
-        self.overlay(node, Extent::new(offset, len))?;
-        for x in pieces {
-            let Some(part) = source.intersect(Extent::new(x.offset, x.len)) else {
-                continue;
-            };
-            let copied = BlockExtent {
-                offset: part.offset - from_offset + offset,
-                len: part.len,
-                block: x.block,
-                block_offset: x.block_offset + (part.offset - x.offset) as u32,
-            };
-            self.insert_extent(node, copied)?;
-            if self.rows > BATCH_ROWS_MAX {
-                return Err(Rule::TooMuch.into());
-            }
-        }
-        Ok(())
+            .collect::<Result<_, _>>()?)
     }
 
     fn drop_staged(&mut self, node: NodeId) -> Step {
