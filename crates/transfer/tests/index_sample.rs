@@ -89,3 +89,45 @@ fn the_index_of_version_1_is_read() {
     assert_eq!(index.sums(FILE, 0).expect("answers"), Some(vec![7; 208]));
     assert_eq!(index.chain_at(BatchSeq(1)).expect("answers"), Some([1; 32]));
 }
+
+#[test]
+fn a_departed_tree_of_many_files_is_taken_back() {
+    const FILES: u64 = 60_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut index = Index::open(&dir.path().join("index.db"), 1 << 20).expect("made");
+    let top = NodeId(100);
+    let name = |i: u64| Name::new(format!("f{i}")).expect("valid");
+    index.begin().expect("begins");
+    let mut d = row();
+    d.meta = Meta::plain_dir();
+    index.put_node(top, &d).expect("put");
+    index.put_name(NodeId::ROOT, &name(0), top).expect("put");
+    for i in 1..=FILES {
+        index.put_node(NodeId(100 + i), &row()).expect("put");
+        index.put_name(top, &name(i), NodeId(100 + i)).expect("put");
+    }
+    let c = commit(&index, 1);
+    index.commit_batch(&c).expect("committed");
+    let before = index.children(top).expect("answers");
+    assert_eq!(before.len() as u64, FILES);
+    index.begin().expect("begins");
+    index.del_name(NodeId::ROOT, &name(0)).expect("removed");
+    assert_eq!(index.remove_orphans(vec![top]).expect("works"), FILES + 1);
+    let c = commit(&index, 2);
+    index.commit_batch(&c).expect("committed");
+    assert_eq!(index.children(top).expect("answers"), []);
+    // A batch that is given up leaves nothing behind that a later rollback would take for its own.
+    index.begin().expect("begins");
+    for i in 1..=FILES {
+        index.put_node(NodeId(200_000 + i), &row()).expect("put");
+    }
+    index.abandon().expect("works");
+    assert_eq!(index.roll_back_to(BatchSeq(1)).expect("works"), 1);
+    assert_eq!(index.children(top).expect("answers"), before);
+    assert_eq!(
+        index.lookup(NodeId::ROOT, &name(0)).expect("answers"),
+        Some(top)
+    );
+    assert_eq!(index.roll_back_to(BatchSeq(0)).expect("works"), 1);
+    assert_eq!(index.node(top).expect("answers"), None);
+}

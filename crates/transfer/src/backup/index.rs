@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 const FORMAT: i64 = 1;
 /// Checksum groups remembered for undo in one batch; beyond that a rollback forgets the node's checksums.
 const UNDO_SUMS: usize = 8192;
+/// Entries of an undo in one row: a large tree that departs makes one for each file in it.
+const UNDO_PART: usize = 50_000;
 /// Slot of directories above the protected ones, and of mount points: never found by inode number.
 pub const SLOT_NONE: u32 = u32::MAX;
 
@@ -76,6 +78,8 @@ pub struct Index {
     state: IndexState,
     undo: Vec<Undo>,
     undo_sums: usize,
+    /// Parts of the open batch's undo that are in the database already.
+    undo_parts: i64,
     forgotten: HashSet<NodeId>,
     in_batch: bool,
 }
@@ -110,12 +114,14 @@ impl Index {
         if found == 0 {
             db.execute_batch(SCHEMA).map_err(sql)?;
         }
+        db.execute_batch(UNDO_PARTS).map_err(sql)?;
         let mut index = Index {
             db,
             path: path.to_owned(),
             state: IndexState::default(),
             undo: Vec::new(),
             undo_sums: 0,
+            undo_parts: 0,
             forgotten: HashSet::new(),
             in_batch: false,
         };
@@ -159,7 +165,7 @@ impl Index {
             next_node,
             fresh: seq > BatchSeq(0),
         };
-        self.exec("BEGIN IMMEDIATE; DELETE FROM nodes; DELETE FROM names; DELETE FROM sums; DELETE FROM undo;")?;
+        self.exec("BEGIN IMMEDIATE; DELETE FROM nodes; DELETE FROM names; DELETE FROM sums; DELETE FROM undo; DELETE FROM undo_parts;")?;
         self.save_state()?;
         self.exec("COMMIT")
     }
@@ -187,6 +193,7 @@ impl Index {
             "INSERT OR REPLACE INTO undo(seq, data) VALUES (?1, ?2)",
             params![commit.seq.0 as i64, undo],
         )?;
+        self.undo_parts = 0;
         self.state = IndexState {
             seq: commit.seq,
             chain: commit.chain,
@@ -203,7 +210,7 @@ impl Index {
         if !self.in_batch {
             return Ok(());
         }
-        self.undo.clear();
+        self.clear_undo()?;
         self.end()
     }
 
@@ -221,6 +228,7 @@ impl Index {
         if std::mem::take(&mut self.in_batch) {
             self.undo.clear();
             self.undo_sums = 0;
+            self.undo_parts = 0;
             self.forgotten.clear();
             self.exec("ROLLBACK")?;
             self.state = self.load_state()?.unwrap_or(self.state);
@@ -235,6 +243,10 @@ impl Index {
         }
         self.state.acked = seq;
         self.run("DELETE FROM undo WHERE seq <= ?1", params![seq.0 as i64])?;
+        self.run(
+            "DELETE FROM undo_parts WHERE seq <= ?1",
+            params![seq.0 as i64],
+        )?;
         self.save_state()
     }
 
@@ -257,13 +269,25 @@ impl Index {
             let batch = self
                 .undo_of(at)?
                 .ok_or_else(|| self.damaged(&format!("batch {at} cannot be taken back")))?;
-            for u in batch.undo.into_iter().rev() {
-                match u {
-                    Undo::ForgetSums(n) => forgotten.push(n),
-                    other => self.take_back(other)?,
+            let (mut undo, mut part) = (batch.undo, self.parts_of(at)?);
+            loop {
+                for u in undo.into_iter().rev() {
+                    match u {
+                        Undo::ForgetSums(n) => forgotten.push(n),
+                        other => self.take_back(other)?,
+                    }
                 }
+                if part == 0 {
+                    break;
+                }
+                part -= 1;
+                undo = self.part_of(at, part)?;
             }
             self.run("DELETE FROM undo WHERE seq = ?1", params![at.0 as i64])?;
+            self.run(
+                "DELETE FROM undo_parts WHERE seq = ?1",
+                params![at.0 as i64],
+            )?;
             self.state.seq = BatchSeq(at.0 - 1);
             self.state.chain = batch.chain;
             self.state.time = batch.time;
@@ -274,7 +298,7 @@ impl Index {
         for n in forgotten {
             self.take_back(Undo::ForgetSums(n))?;
         }
-        self.undo.clear();
+        self.clear_undo()?;
         self.end()?;
         Ok(count)
     }
@@ -303,7 +327,7 @@ impl Index {
                 self.put_node(*node, &row)?;
             }
         }
-        self.undo.clear();
+        self.clear_undo()?;
         self.state = IndexState {
             seq: commit.seq,
             chain: commit.chain,
@@ -438,7 +462,7 @@ impl Index {
         if old.as_deref() == Some(&blob) {
             return Ok(());
         }
-        self.undo.push(Undo::Node(id, old.map(ByteBuf::from)));
+        self.note_undo(Undo::Node(id, old.map(ByteBuf::from)))?;
         self.write_node(id, &blob, row)
     }
 
@@ -446,7 +470,7 @@ impl Index {
     pub fn del_node(&mut self, id: NodeId) -> Result<()> {
         if let Some(old) = self.node_blob(id)? {
             self.forget_sums(id)?;
-            self.undo.push(Undo::Node(id, Some(ByteBuf::from(old))));
+            self.note_undo(Undo::Node(id, Some(ByteBuf::from(old))))?;
             self.run("DELETE FROM nodes WHERE id = ?1", params![id.0 as i64])?;
         }
         Ok(())
@@ -461,7 +485,7 @@ impl Index {
     ) -> Result<Option<NodeId>> {
         let old = self.lookup(parent, name)?;
         if old != Some(node) {
-            self.undo.push(Undo::Name(parent, name.clone(), old));
+            self.note_undo(Undo::Name(parent, name.clone(), old))?;
             self.write_name(parent, name, node)?;
         }
         Ok(old)
@@ -471,7 +495,7 @@ impl Index {
     pub fn del_name(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
         let old = self.lookup(parent, name)?;
         if old.is_some() {
-            self.undo.push(Undo::Name(parent, name.clone(), old));
+            self.note_undo(Undo::Name(parent, name.clone(), old))?;
             self.erase_name(parent, name)?;
         }
         Ok(old)
@@ -520,11 +544,10 @@ impl Index {
     pub fn put_sums(&mut self, node: NodeId, group: u64, data: Option<&[u8]>) -> Result<()> {
         if self.undo_sums < UNDO_SUMS {
             let old = self.sums(node, group)?;
-            self.undo
-                .push(Undo::Sums(node, group, old.map(ByteBuf::from)));
+            self.note_undo(Undo::Sums(node, group, old.map(ByteBuf::from)))?;
             self.undo_sums += 1;
         } else if self.forgotten.insert(node) {
-            self.undo.push(Undo::ForgetSums(node));
+            self.note_undo(Undo::ForgetSums(node))?;
         }
         self.write_sums(node, group, data)
     }
@@ -639,6 +662,50 @@ impl Index {
             .map_err(|e| self.sql(e))
     }
 
+    /// Remembers what takes a change of the open batch back.
+    fn note_undo(&mut self, undo: Undo) -> Result<()> {
+        self.undo.push(undo);
+        if self.undo.len() < UNDO_PART {
+            return Ok(());
+        }
+        let part = postcard::to_stdvec(&self.undo).expect("encoding into memory");
+        self.undo.clear();
+        self.run(
+            "INSERT INTO undo_parts(seq, part, data) VALUES (?1, ?2, ?3)",
+            params![self.state.seq.next().0 as i64, self.undo_parts, part],
+        )?;
+        self.undo_parts += 1;
+        Ok(())
+    }
+
+    /// What the open transaction changes is not to be taken back.
+    fn clear_undo(&mut self) -> Result<()> {
+        self.undo.clear();
+        if std::mem::take(&mut self.undo_parts) > 0 {
+            // Those of an open batch: all others are of batches up to the last.
+            self.run(
+                "DELETE FROM undo_parts WHERE seq > ?1",
+                params![self.state.seq.0 as i64],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// How many parts a batch's undo has besides its last.
+    fn parts_of(&self, seq: BatchSeq) -> Result<i64> {
+        self.prepare("SELECT count(*) FROM undo_parts WHERE seq = ?1")?
+            .query_row([seq.0 as i64], |r| r.get(0))
+            .map_err(|e| self.sql(e))
+    }
+
+    fn part_of(&self, seq: BatchSeq, part: i64) -> Result<Vec<Undo>> {
+        let blob: Vec<u8> = self
+            .prepare("SELECT data FROM undo_parts WHERE seq = ?1 AND part = ?2")?
+            .query_row(params![seq.0 as i64, part], |r| r.get(0))
+            .map_err(|e| self.sql(e))?;
+        postcard::from_bytes(&blob).map_err(|e| self.damaged(&e.to_string()))
+    }
+
     fn undo_of(&self, seq: BatchSeq) -> Result<Option<UndoBatch>> {
         let blob: Option<Vec<u8>> = self
             .prepare("SELECT data FROM undo WHERE seq = ?1")?
@@ -744,6 +811,10 @@ struct UndoBatch {
     fresh: bool,
     undo: Vec<Undo>,
 }
+
+/// What does not fit into a row of `undo`, in the order in which it was noted; the row holds what came last.
+const UNDO_PARTS: &str = "CREATE TABLE IF NOT EXISTS undo_parts(
+    seq INTEGER NOT NULL, part INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(seq, part)) WITHOUT ROWID";
 
 const SCHEMA: &str = "
 BEGIN;
