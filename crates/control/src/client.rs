@@ -1,101 +1,80 @@
-//! The commands' end.
+//! The commands' end: the same requests, for threads that may block.
 
-use crate::types::{Activity, Request, Response, Status};
-use std::io::{self, BufRead, BufReader, Write};
+use crate::connection::{ClientError, Connection};
+use crate::types::{Activity, Done, Flush, SetInterval, Status, Switch};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
+use tokio::runtime::Runtime;
 
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nobody listens.
-    #[error("no daemon is running here ({path}): start it with `farwrite source run`")]
-    NotRunning {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Not allowed.
-    #[error("{path}: not allowed; run as the daemon's user or as root")]
-    NotAllowed {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// The connection broke.
-    #[error("the daemon's answer was cut off: {0}")]
-    Io(#[from] io::Error),
-    /// The daemon is of another version.
-    #[error("the daemon gave an answer that this version does not understand: {0}")]
-    Version(serde_json::Error),
-    /// The daemon said no.
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// A connection to the daemon.
+/// A daemon to ask. Must not be used on an async runtime's thread.
 pub struct Client {
-    reader: BufReader<UnixStream>,
+    connection: Connection,
+    runtime: Runtime,
 }
 
 impl Client {
-    /// Connects to the socket at `path`.
+    /// Of the socket at `path`; an error if nobody answers there.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let path_buf = || path.to_owned();
-        let stream = UnixStream::connect(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { path: path_buf() }
-            }
-            io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path: path_buf() },
-            _ => ClientError::Io(e),
-        })?;
+        UnixStream::connect(path).map_err(|e| ClientError::connecting(path, e))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         Ok(Client {
-            reader: BufReader::new(stream),
+            connection: Connection::new(path),
+            runtime,
         })
     }
 
-    /// One request, one answer. [`Response::Failed`] comes as an error.
-    pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
-        self.send(request)?;
-        match self.receive()? {
-            Some(Response::Failed { why }) => Err(ClientError::Failed(why)),
-            Some(r) => Ok(r),
-            None => Err(ClientError::Io(io::ErrorKind::UnexpectedEof.into())),
-        }
+    /// Asks for something below `/v1`.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T, ClientError> {
+        self.runtime.block_on(self.connection.get(name))
     }
 
-    /// [`Request::Status`].
-    pub fn status(&mut self) -> Result<Status, ClientError> {
-        match self.ask(&Request::Status)? {
-            Response::Status(s) => Ok(*s),
-            other => Err(ClientError::Failed(format!("unexpected answer {other:?}"))),
-        }
+    /// Has something done.
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.runtime.block_on(self.connection.post(name, body))
     }
 
-    /// [`Request::Watch`]: calls `f` with everything that happens until it returns false or the daemon ends.
-    pub fn watch(mut self, mut f: impl FnMut(Activity) -> bool) -> Result<(), ClientError> {
-        self.send(&Request::Watch)?;
-        while let Some(r) = self.receive()? {
-            if let Response::Activity(a) = r
-                && !f(a)
-            {
-                break;
+    /// What is protected and how safe it is.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.get("status")
+    }
+
+    /// Returns once every change made before is durable in every vault and stands in its mirror.
+    pub fn flush(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
+        let timeout_ms = timeout.map(|t| t.as_millis() as u64);
+        self.post("flush", &Flush { timeout_ms }).map(|Done {}| ())
+    }
+
+    /// The automatic-backup switch.
+    pub fn switch(&self, on: bool) -> Result<(), ClientError> {
+        self.post("switch", &Switch { on }).map(|Done {}| ())
+    }
+
+    /// Changes the scheduling interval until the daemon ends.
+    pub fn set_interval(&self, interval: &str) -> Result<(), ClientError> {
+        let interval = interval.to_owned();
+        self.post("interval", &SetInterval { interval })
+            .map(|Done {}| ())
+    }
+
+    /// Calls `f` with everything that happens until it returns false or the daemon ends.
+    pub fn watch(&self, mut f: impl FnMut(Activity) -> bool) -> Result<(), ClientError> {
+        self.runtime.block_on(async {
+            let mut events = self.connection.events("events/activity").await?;
+            while let Some(activity) = events.next().await? {
+                if !f(activity) {
+                    break;
+                }
             }
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, request: &Request) -> Result<(), ClientError> {
-        let mut line = serde_json::to_vec(request).expect("requests are plain data");
-        line.push(b'\n');
-        Ok(self.reader.get_mut().write_all(&line)?)
-    }
-
-    fn receive(&mut self) -> Result<Option<Response>, ClientError> {
-        let mut line = String::new();
-        if self.reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        serde_json::from_str(&line)
-            .map(Some)
-            .map_err(ClientError::Version)
+            Ok(())
+        })
     }
 }

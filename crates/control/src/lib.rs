@@ -1,13 +1,26 @@
 //! The control API of a running source daemon: typed once, used by the commands and the GUI alike.
 //!
-//! A unix socket of mode 0600; the peer must be the daemon's user or root. One request and one answer, each a line of
-//! JSON; [`Request::Watch`] is answered by a stream of lines.
+//! HTTP/1.1 and JSON over a unix socket of mode 0600; the peer must be the daemon's user or root. Everything is below
+//! `/v1`; [`openapi`] describes it and is made of the same types. What goes on comes as server-sent events. Must never be
+//! reachable over a network, and must never do what the daemon's [`Handler`] does not.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod client;
+mod connection;
+mod fault;
+mod handler;
+mod history;
+mod routes;
 mod server;
+mod settings;
 mod types;
 
-pub use client::{Client, ClientError};
-pub use server::{Handler, Server};
+pub use client::Client;
+pub use connection::{ClientError, Connection, Events};
+pub use fault::{Answer, Fault, FaultKind};
+pub use handler::{Content, Handler, Watch, WriteContent};
+pub use history::*;
+pub use routes::{openapi, router};
+pub use server::Server;
+pub use settings::*;
 pub use types::*;

@@ -1,35 +1,35 @@
-//! The daemon's end.
+//! The daemon's end: who may connect, and how much of what.
 
-use crate::types::{Activity, Request, Response};
+use crate::handler::Handler;
+use crate::routes::router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::socket_peercred;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
-/// Longest request line.
-const REQUEST_BYTES: u64 = 64 << 10;
-/// Most connections at once.
+/// Most connections at once; more wait.
 const CONNECTIONS: usize = 64;
-/// A client that does not take its answer for this long is dropped.
-const WRITE_WITHIN: Duration = Duration::from_secs(10);
-
-/// What the daemon does with a request.
-pub trait Handler: Send + Sync {
-    /// Answers one request; may block. `gone` says whether the client has hung up.
-    fn handle(&self, request: Request, gone: &dyn Fn() -> bool) -> Response;
-    /// Blocks for the next activity after those seen before by this watcher; `None` ends the watch.
-    fn watch(&self) -> Box<dyn Iterator<Item = Option<Activity>> + Send>;
-}
+/// Threads for requests that block, besides those that wait their turn.
+const BLOCKING: usize = 32;
+/// A client that does not send its request's head for this long is dropped.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// Longest head of a request.
+const HEAD_BYTES: usize = 64 << 10;
+/// At the end, how long requests under way may take.
+const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// A listening socket; removed when dropped.
 pub struct Server {
     path: PathBuf,
-    stop: Arc<AtomicBool>,
+    runtime: Option<Runtime>,
 }
 
 impl Server {
@@ -39,48 +39,69 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(BLOCKING)
+            .thread_name("control")
+            .enable_all()
+            .build()?;
+        let listener = std::os::unix::net::UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, open) = (stop.clone(), Arc::new(AtomicUsize::new(0)));
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                for stream in listener.incoming() {
-                    if stopping.load(Ordering::Acquire) {
-                        return;
-                    }
-                    let Ok(stream) = stream else { continue };
-                    if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS || !allowed(&stream) {
-                        open.fetch_sub(1, Ordering::AcqRel);
-                        continue;
-                    }
-                    let (handler, count) = (handler.clone(), open.clone());
-                    let spawned = std::thread::Builder::new()
-                        .name("control-client".into())
-                        .spawn(move || {
-                            // A client that went away needs no answer.
-                            let _ = serve(&stream, &*handler);
-                            count.fetch_sub(1, Ordering::AcqRel);
-                        });
-                    if spawned.is_err() {
-                        open.fetch_sub(1, Ordering::AcqRel);
-                    }
-                }
-            })?;
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::from_std(listener)?
+        };
+        runtime.spawn(accept(listener, handler));
         Ok(Server {
             path: path.to_owned(),
-            stop,
+            runtime: Some(runtime),
         })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // Wakes the accept call; if that fails the thread ends with the process.
-        let _ = UnixStream::connect(&self.path);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(END_WITHIN);
+        }
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn accept(listener: UnixListener, handler: Arc<dyn Handler>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let service = TowerToHyperService::new(router(handler));
+    loop {
+        let place = room
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of descriptors, for example: that passes.
+                tracing::warn!(error = %e, "control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if !allowed(&stream) {
+            continue;
+        }
+        let service = service.clone();
+        tokio::spawn(async move {
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_WITHIN)
+                .max_buf_size(HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(e) = served.await {
+                tracing::debug!(error = %e, "control connection");
+            }
+            drop(place);
+        });
     }
 }
 
@@ -88,51 +109,4 @@ impl Drop for Server {
 fn allowed(stream: &UnixStream) -> bool {
     let me = rustix::process::geteuid();
     socket_peercred(stream).is_ok_and(|c| c.uid == me || c.uid.is_root())
-}
-
-fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
-    stream.set_write_timeout(Some(WRITE_WITHIN))?;
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut line = String::new();
-        if reader.by_ref().take(REQUEST_BYTES).read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        let gone = || hung_up(stream);
-        match serde_json::from_str::<Request>(&line) {
-            Ok(Request::Watch) => return watch(stream, handler),
-            Ok(request) => send(stream, &handler.handle(request, &gone))?,
-            Err(e) => {
-                return send(
-                    stream,
-                    &Response::Failed {
-                        why: format!("not a request: {e}"),
-                    },
-                );
-            }
-        }
-    }
-}
-
-fn watch(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
-    for activity in handler.watch() {
-        match activity {
-            Some(a) => send(stream, &Response::Activity(a))?,
-            None if hung_up(stream) => return Ok(()),
-            None => {}
-        }
-    }
-    Ok(())
-}
-
-fn hung_up(stream: &UnixStream) -> bool {
-    let mut byte = [0u8; 1];
-    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    matches!(rustix::net::recv(stream, &mut byte[..], flags), Ok((0, _)))
-}
-
-fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
-    line.push(b'\n');
-    stream.write_all(&line)
 }

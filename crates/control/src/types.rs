@@ -1,55 +1,41 @@
-//! What is asked and answered.
+//! The state of a source, what happens there, and the switches.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Version of these types; goes up when an old client could misread a new daemon.
-pub const API_VERSION: u32 = 1;
+pub const API_VERSION: u32 = 2;
 
-/// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case")]
-pub enum Request {
-    /// Answer: [`Response::Status`].
-    Status,
-    /// Answered with [`Response::Done`] once every change made before is durable in every vault and stands in its
-    /// mirror.
-    Flush {
-        /// Give up after this time; none: never.
-        timeout_ms: Option<u64>,
-    },
-    /// The automatic-backup switch.
-    Switch {
-        /// On or off.
-        on: bool,
-    },
-    /// Changes the scheduling interval: "auto" or a time.
-    Interval {
-        /// As typed.
-        interval: String,
-    },
-    /// From now on a [`Response::Activity`] for what happens, as far as the reader keeps up.
-    Watch,
+/// Waits until every change made before is durable in every vault and stands in its mirror.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flush {
+    /// Give up after this time; none: never.
+    pub timeout_ms: Option<u64>,
 }
 
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "snake_case")]
-pub enum Response {
-    /// To [`Request::Status`].
-    Status(Box<Status>),
-    /// It is done.
-    Done,
-    /// It was not done.
-    Failed {
-        /// Why, for people.
-        why: String,
-    },
-    /// To [`Request::Watch`].
-    Activity(Activity),
+/// The automatic-backup switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Switch {
+    /// On or off. Off makes the sensor let go of the kernel.
+    pub on: bool,
 }
+
+/// Changes the scheduling interval until the daemon ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetInterval {
+    /// "auto" or a time.
+    pub interval: String,
+}
+
+/// It is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {}
 
 /// The state of a source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// [`API_VERSION`] of the daemon.
     pub api: u32,
@@ -70,7 +56,7 @@ pub struct Status {
 }
 
 /// What listens to the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sensor {
     /// "fanotify", "inotify", "scan"; none while off.
     pub kind: Option<String>,
@@ -86,10 +72,16 @@ pub struct Sensor {
     pub events: u64,
     /// Times that the kernel's queue overflowed.
     pub overflows: u64,
+    /// System calls that the kernel module has put others in place of now.
+    #[serde(default)]
+    pub replaced: u64,
+    /// Other kernel functions hooked now.
+    #[serde(default)]
+    pub hooked: u64,
 }
 
 /// The scheduling module.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Schedule {
     /// "auto" or a time.
     pub interval: String,
@@ -108,7 +100,9 @@ pub struct Schedule {
 }
 
 /// How safe something is, worst first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Cannot go on without a person.
@@ -129,7 +123,7 @@ pub enum State {
 }
 
 /// One directory in one vault.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Protection {
     /// Absolute path.
     pub directory: String,
@@ -160,7 +154,7 @@ pub struct Protection {
 }
 
 /// One vault.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vault {
     /// What it is called here.
     pub name: String,
@@ -182,12 +176,18 @@ pub struct Vault {
     pub in_flight_bytes: u64,
     /// Last batch acked.
     pub acked: u64,
+    /// All messages up to this one are durable there.
+    #[serde(default)]
+    pub durable_through: u64,
     /// Last batch in the mirror; none if the vault keeps none.
     pub mirrored: Option<u64>,
     /// Time of the last ack, RFC 3339.
     pub last_ack: Option<String>,
     /// What the processing unit waits now between two rounds.
     pub processing_interval_ms: f64,
+    /// From closing a batch to its ack, the last measured.
+    #[serde(default)]
+    pub ack_ms: f64,
     /// Round trip, if measured.
     pub rtt_ms: Option<u64>,
     /// Bytes sent over the wire.
@@ -203,7 +203,7 @@ pub struct Vault {
 }
 
 /// Counters of a backup unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Backup {
     /// Backup commands carried out.
     pub commands: u64,
@@ -228,7 +228,7 @@ pub struct Backup {
 }
 
 /// Something that cannot be backed up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// Where.
     pub path: String,
@@ -237,12 +237,24 @@ pub struct Problem {
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Activity {
-    /// A message of the sensor, in words.
+    /// A file modification message of the sensor.
     Change {
-        /// Operation and path.
+        /// Its number in the journal.
+        seq: u64,
+        /// When it was seen, in milliseconds since 1970.
+        time_ms: u64,
+        /// "write", "rename" ...
+        operation: String,
+        /// Where.
+        path: String,
+        /// Where to, of a rename.
+        to: Option<String>,
+        /// First byte and the byte behind the last, where they are known.
+        extent: Option<(u64, u64)>,
+        /// All that in words.
         text: String,
     },
     /// A batch was closed.
@@ -262,6 +274,10 @@ pub enum Activity {
         batch: u64,
         /// Time since it was closed.
         after_ms: u64,
+        /// All messages up to this one are durable in that vault.
+        through: u64,
+        /// When, in milliseconds since 1970.
+        time_ms: u64,
     },
     /// A vault was reached or lost.
     Link {

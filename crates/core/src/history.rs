@@ -57,6 +57,26 @@ pub enum Request {
         /// Later moment.
         to: BatchSeq,
     },
+    /// How much was committed when. Answer: [`Response::Timeline`].
+    Timeline {
+        /// Begin.
+        from: Timestamp,
+        /// End; not before `from`.
+        to: Timestamp,
+        /// Into how many equal parts; 1 to [`crate::limits::HISTORY_PAGE`].
+        parts: u32,
+    },
+}
+
+/// What was committed in one part of a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Batches.
+    pub batches: u64,
+    /// Operations.
+    pub ops: u64,
+    /// Bytes of content.
+    pub bytes: u64,
 }
 
 /// An answer.
@@ -95,6 +115,8 @@ pub enum Response {
     },
     /// The question could not be answered.
     Error(String),
+    /// To [`Request::Timeline`]: as many as were asked for, in order of time.
+    Timeline(Vec<Part>),
 }
 
 /// A batch and its time.

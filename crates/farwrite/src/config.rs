@@ -1,6 +1,7 @@
 //! The configuration of a source: a commented TOML file that `source add` writes and a person may edit.
 
 use crate::state::State;
+use crate::toml_merge;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use farwrite_core::{BytePath, SourceName};
@@ -41,12 +42,63 @@ pub struct Config {
     pub queue: String,
     /// Bytes a second to all vaults, such as "10 MB"; empty: no limit.
     pub bandwidth: String,
+    /// Where the GUI is served from the start, such as "127.0.0.1:9874"; empty: when `farwrite ui` asks for it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ui: String,
+    /// Alerts.
+    #[serde(skip_serializing_if = "Alert::is_default")]
+    pub alert: Alert,
+    /// Highest slot that a directory has had that is protected no more.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub last_slot: u32,
     /// Protected directories.
     #[serde(rename = "directory")]
     pub directories: Vec<Directory>,
     /// Vaults.
     #[serde(rename = "vault")]
     pub vaults: Vec<Vault>,
+}
+
+/// When somebody has to be told, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alert {
+    /// Run by `sh -c` when an alert begins or ends; what it is about is in the environment. Empty: none.
+    pub command: String,
+    /// The oldest change waits for this long.
+    pub lag: String,
+    /// A vault is away for this long.
+    pub offline: String,
+}
+
+impl Default for Alert {
+    fn default() -> Alert {
+        Alert {
+            command: String::new(),
+            lag: "5m".into(),
+            offline: "1m".into(),
+        }
+    }
+}
+
+impl Alert {
+    fn is_default(&self) -> bool {
+        *self == Alert::default()
+    }
+
+    /// [`Alert::lag`] as a time.
+    pub fn lag(&self) -> anyhow::Result<Duration> {
+        parse_duration(&self.lag).map_err(|e| anyhow::anyhow!("alert.lag: {e}"))
+    }
+
+    /// [`Alert::offline`] as a time.
+    pub fn offline(&self) -> anyhow::Result<Duration> {
+        parse_duration(&self.offline).map_err(|e| anyhow::anyhow!("alert.offline: {e}"))
+    }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// One protected directory.
@@ -94,7 +146,10 @@ const HEADER: &str = "\
 # sensor     \"auto\", \"fanotify\", \"inotify\" or \"scan\".
 # queue      \"unlimited\", or \"kernel\": keep fs.fanotify.max_queued_events as the bound.
 # bandwidth  bytes a second to each vault, such as \"10 MB\"; \"\" for no limit.
+# ui         where the GUI is served from the start, such as \"127.0.0.1:9874\"; without it `farwrite ui` starts it.
 #
+# [alert]        command (run by sh when an alert begins or ends; FARWRITE_ALERT and FARWRITE_MESSAGE say which),
+#                lag, offline (an alert begins after these times, \"5m\" and \"1m\" unless set)
 # [[directory]]  path, slot (its number: leave it alone), exclude (patterns as in .gitignore)
 # [[vault]]      name, source (what the vault calls this machine), directories, and
 #                addresses + fingerprint, or ssh
@@ -134,10 +189,7 @@ impl Config {
         state.create()?;
         let path = state.config_path();
         let tmp = path.with_extension("toml.new");
-        let text = format!(
-            "{HEADER}\n{}",
-            toml::to_string_pretty(self).context("configuration")?
-        );
+        let text = self.text(fs::read_to_string(&path).ok().as_deref())?;
         let write = || -> std::io::Result<()> {
             let mut f = fs::OpenOptions::new()
                 .create(true)
@@ -151,6 +203,49 @@ impl Config {
             fs::File::open(state.dir())?.sync_all()
         };
         write().with_context(|| path.display().to_string())
+    }
+
+    /// The file's new text: the old one with its comments and its order, where there is one.
+    fn text(&self, old: Option<&str>) -> anyhow::Result<String> {
+        let fresh = || -> anyhow::Result<String> {
+            let plain = toml::to_string_pretty(self).context("configuration")?;
+            Ok(format!("{HEADER}\n{plain}"))
+        };
+        let Some(Ok(mut document)) = old.map(str::parse::<toml_edit::DocumentMut>) else {
+            return fresh();
+        };
+        let plain = toml::to_string_pretty(self).context("configuration")?;
+        let new: toml_edit::DocumentMut = plain.parse().context("configuration")?;
+        toml_merge::merge(document.as_table_mut(), new.as_table());
+        let text = document.to_string();
+        // What was merged must mean what was asked for.
+        match toml::from_str::<Config>(&text) {
+            Ok(read) if read == *self => Ok(text),
+            _ => fresh(),
+        }
+    }
+
+    /// A slot that no directory has or had.
+    pub fn new_slot(&self) -> u32 {
+        let highest = self.directories.iter().map(|d| d.slot).max().unwrap_or(0);
+        highest.max(self.last_slot) + 1
+    }
+
+    /// Takes a directory out of a vault (of all, if none is named), and out of the configuration if that was the last.
+    pub fn remove(&mut self, dir: &str, vault: Option<&str>) {
+        for v in &mut self.vaults {
+            if vault.is_none_or(|name| v.name.as_str() == name) {
+                v.directories.retain(|d| d != dir);
+            }
+        }
+        if self
+            .vaults
+            .iter()
+            .all(|v| v.directories.iter().all(|d| d != dir))
+        {
+            self.last_slot = self.new_slot() - 1;
+            self.directories.retain(|d| d.path != dir);
+        }
     }
 
     /// The interval as a value.
@@ -197,6 +292,8 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         self.interval()?;
         self.bandwidth()?;
+        self.alert.lag()?;
+        self.alert.offline()?;
         if !["", "unlimited", "kernel"].contains(&self.queue.as_str()) {
             bail!("queue is \"unlimited\" or \"kernel\", not {:?}", self.queue);
         }
@@ -354,6 +451,48 @@ mod tests {
         ] {
             assert!(parse_ssh_url(bad, &name).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_a_person_wrote_into_the_file_stays() {
+        let t = tempfile::tempdir().unwrap();
+        let state = State::choose(Some(t.path().join("s"))).unwrap();
+        let mut c = Config::load(&state).unwrap();
+        for (path, slot) in [("/srv/a", 1), ("/srv/b", 2)] {
+            c.directories.push(Directory {
+                path: path.into(),
+                slot,
+                exclude: vec![],
+            });
+        }
+        c.save(&state).unwrap();
+        let text = std::fs::read_to_string(state.config_path()).unwrap();
+        let text = text
+            .replace("interval = \"auto\"", "interval = \"auto\" # as it comes")
+            .replace("path = \"/srv/b\"", "# the second\npath = \"/srv/b\"");
+        std::fs::write(state.config_path(), &text).unwrap();
+        let mut c = Config::load(&state).unwrap();
+        c.interval = "2s".into();
+        c.remove("/srv/a", None);
+        c.directories[0].exclude.push("*.tmp".into());
+        c.save(&state).unwrap();
+        let text = std::fs::read_to_string(state.config_path()).unwrap();
+        assert!(text.contains("interval = \"2s\" # as it comes"), "{text}");
+        assert!(
+            text.contains("# the second") && !text.contains("/srv/a"),
+            "{text}"
+        );
+        assert!(text.starts_with(HEADER.lines().next().unwrap()), "{text}");
+        let read = Config::load(&state).unwrap();
+        assert_eq!(read, c);
+        assert_eq!(read.new_slot(), 3);
+        c.remove("/srv/b", None);
+        c.save(&state).unwrap();
+        assert_eq!(
+            Config::load(&state).unwrap().new_slot(),
+            3,
+            "a slot is never used again"
+        );
     }
 
     #[test]

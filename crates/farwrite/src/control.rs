@@ -3,14 +3,14 @@
 use crate::bytes::{grouped, show, span};
 use crate::cli::{FlushArgs, StatusArgs};
 use crate::state::State;
-use farwrite_control::{Client, Request, Status};
+use farwrite_control::{Client, Status};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 /// `farwrite status`.
 pub fn status(state: &State, args: &StatusArgs) -> anyhow::Result<()> {
-    let mut client = Client::connect(&state.socket_path())?;
+    let client = Client::connect(&state.socket_path())?;
     loop {
         let status = client.status()?;
         let text = if args.json {
@@ -34,15 +34,13 @@ pub fn status(state: &State, args: &StatusArgs) -> anyhow::Result<()> {
 
 /// `farwrite flush`.
 pub fn flush(state: &State, args: &FlushArgs) -> anyhow::Result<()> {
-    let mut client = Client::connect(&state.socket_path())?;
-    let timeout_ms = args.timeout.map(|t| t.as_millis() as u64);
-    client.ask(&Request::Flush { timeout_ms })?;
-    Ok(())
+    let client = Client::connect(&state.socket_path())?;
+    Ok(client.flush(args.timeout)?)
 }
 
 /// `farwrite on` and `farwrite off`.
 pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
-    let mut client = match Client::connect(&state.socket_path()) {
+    let client = match Client::connect(&state.socket_path()) {
         Ok(c) => c,
         Err(farwrite_control::ClientError::NotRunning { path }) => {
             anyhow::bail!(
@@ -52,7 +50,7 @@ pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
         }
         Err(e) => return Err(e.into()),
     };
-    client.ask(&Request::Switch { on })?;
+    client.switch(on)?;
     let status = client.status()?;
     match (&status.sensor.kind, on) {
         (Some(kind), true) => println!(
@@ -77,10 +75,8 @@ fn marks(status: &Status, kind: &str) -> String {
 
 /// `farwrite interval`.
 pub fn interval(state: &State, interval: farwrite_schedule::Interval) -> anyhow::Result<()> {
-    let mut client = Client::connect(&state.socket_path())?;
-    client.ask(&Request::Interval {
-        interval: interval.to_string(),
-    })?;
+    let client = Client::connect(&state.socket_path())?;
+    client.set_interval(&interval.to_string())?;
     println!(
         "interval {interval}, until the daemon ends; `interval` in {} keeps it",
         state.config_path().display()

@@ -8,6 +8,7 @@ mod doctor;
 mod history;
 mod source;
 mod state;
+mod toml_merge;
 mod try_it;
 mod vault;
 

@@ -3,7 +3,7 @@
 use crate::bytes::{show, span};
 use crate::cli::TryArgs;
 use crate::config::{self, Config, Directory, Vault};
-use crate::source::{Daemon, DaemonOptions, first_compare};
+use crate::source::{DaemonOptions, Overrides, Supervisor, first_compare};
 use crate::state::State;
 use crate::vault;
 use anyhow::Context;
@@ -41,7 +41,11 @@ pub fn run(args: &TryArgs) -> anyhow::Result<()> {
     let (shutdown, down) = tokio::sync::watch::channel(false);
     let server = runtime.spawn(vault::serve(vault_dir.clone(), listener, down));
     let skip = vec![BytePath::try_from(vault_dir.as_path())?];
-    let daemon = Daemon::start(&state, config, DaemonOptions { skip, dialer: None })?;
+    let options = DaemonOptions {
+        skip,
+        ..DaemonOptions::default()
+    };
+    let daemon = Supervisor::start(&state, config, Overrides::default(), options)?;
     let _control = daemon.serve_control()?;
 
     let mirror = mirror_of(&vault_dir, &dir);
@@ -121,7 +125,7 @@ fn configure(
     config.sensor = args.sensor;
     let slot = match config.directories.first().filter(|d| d.path == dir) {
         Some(d) => d.slot,
-        None => config.directories.iter().map(|d| d.slot).max().unwrap_or(0) + 1,
+        None => config.new_slot(),
     };
     config.directories = vec![Directory {
         path: dir.to_owned(),
@@ -150,11 +154,11 @@ fn mirror_of(vault_dir: &Path, dir: &str) -> PathBuf {
 }
 
 /// Prints what happens until the feed is closed.
-fn show_activity(daemon: &Daemon) {
+fn show_activity(daemon: &Supervisor) {
     let mut bytes = 0;
     for activity in daemon.feed().watch().flatten() {
         match activity {
-            Activity::Change { text } => println!("  {text}"),
+            Activity::Change { text, .. } => println!("  {text}"),
             Activity::Sent { bytes: sent, .. } => bytes += sent,
             Activity::Durable {
                 batch, after_ms, ..

@@ -192,6 +192,13 @@ impl Queue {
         self.inner.lock().oldest()
     }
 
+    /// All messages up to this one are durable in the vault.
+    pub fn durable_through(&self) -> ChangeSeq {
+        let q = self.inner.lock();
+        q.oldest()
+            .map_or(q.last, |(s, _)| ChangeSeq(s.0.saturating_sub(1)))
+    }
+
     /// Is nothing waiting (what is under way does not count)?
     pub fn is_empty(&self) -> bool {
         self.inner.lock().dirty.is_empty()

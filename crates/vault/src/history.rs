@@ -7,8 +7,8 @@ mod versions;
 use crate::catalog::{self, BATCH_COLUMNS, NodeRow, View, batch_row};
 use crate::segment::SegmentFiles;
 use crate::vault::VaultError;
-use farwrite_core::history::{BlockBytes, Entry, Moment, Request, Response};
-use farwrite_core::{BatchSeq, BytePath, Kind, Name, NodeId, limits};
+use farwrite_core::history::{BlockBytes, Entry, Moment, Part, Request, Response};
+use farwrite_core::{BatchSeq, BytePath, Kind, Name, NodeId, Timestamp, limits};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension};
 use std::os::unix::fs::MetadataExt;
@@ -113,6 +113,9 @@ impl Inner {
                 Response::Versions(versions::versions(&tx, path, limit)?)
             }
             Request::Diff { path, from, to } => compare::diff(view(*from), view(*to), path)?,
+            Request::Timeline { from, to, parts } => {
+                Response::Timeline(timeline(&tx, *from, *to, *parts)?)
+            }
         })
     }
 }
@@ -135,6 +138,30 @@ fn moments(conn: &Connection) -> Result<Option<(Moment, Moment)>> {
         .optional()?;
     let last = catalog::newest_batch(conn)?;
     Ok(first.zip(last).map(|(a, b)| (moment(&a), moment(&b))))
+}
+
+/// What was committed in each of `parts` equal parts of a time.
+fn timeline(conn: &Connection, from: Timestamp, to: Timestamp, parts: u32) -> Result<Vec<Part>> {
+    let count = (parts as usize).clamp(1, limits::HISTORY_PAGE);
+    let mut all = vec![Part::default(); count];
+    let nanos = |t: Timestamp| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
+    let span = (nanos(to) - nanos(from)).max(1);
+    let mut statement = conn.prepare_cached(
+        "SELECT sec, nsec, ops, bytes FROM batches WHERE (sec, nsec) >= (?1, ?2) AND (sec, nsec) <= (?3, ?4)",
+    )?;
+    let mut rows = statement.query((from.sec, from.nsec, to.sec, to.nsec))?;
+    while let Some(row) = rows.next()? {
+        let time = Timestamp {
+            sec: row.get(0)?,
+            nsec: row.get(1)?,
+        };
+        let at = (nanos(time) - nanos(from)) * count as i128 / span;
+        let part = &mut all[usize::try_from(at).unwrap_or(0).min(count - 1)];
+        part.batches += 1;
+        part.ops += row.get::<_, i64>(2)?.unsigned_abs();
+        part.bytes += row.get::<_, i64>(3)?.unsigned_abs();
+    }
+    Ok(all)
 }
 
 /// The node at a path; `None` if nothing is there.

@@ -14,7 +14,7 @@ pub mod vault;
 pub mod verify;
 
 pub use history::History;
-pub use restore::{Restore, RestoreError, RestoreStats};
+pub use restore::{Restore, RestoreError, RestoreStats, write_content};
 pub use source_vault::{Closed, Event, Events, Options, SourceVault};
 pub use vault::{SourceInfo, SourceStatus, Vault, VaultError, VaultInfo};
 pub use verify::{Finding, VerifyReport, verify_source};

@@ -3,7 +3,9 @@
 
 mod ask;
 mod diff;
+mod jobs;
 mod ls;
+mod past;
 mod place;
 mod restore;
 mod show;
@@ -12,6 +14,7 @@ mod when;
 
 use crate::cli::{DiffArgs, LsArgs, RestoreArgs, VersionsArgs};
 use crate::state::State;
+pub use past::Past;
 
 /// `farwrite versions`.
 pub fn versions(state: &State, args: &VersionsArgs) -> anyhow::Result<()> {

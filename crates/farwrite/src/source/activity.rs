@@ -2,6 +2,7 @@
 //! keep up is told how much it missed.
 
 use farwrite_control::Activity;
+use farwrite_core::{Change, ChangeOp, ChangeSeq, Clock, SystemClock, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,6 +12,39 @@ use std::time::{Duration, Instant};
 const REMEMBERED: usize = 1024;
 /// A watcher is asked whether it is still there at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A file modification message as those who watch get it.
+pub fn told(change: &Change, seq: ChangeSeq) -> Activity {
+    let text = change.describe();
+    let operation = text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let (to, extent) = match &change.op {
+        ChangeOp::Rename { to_path, .. } => (Some(to_path.to_string()), None),
+        ChangeOp::Write(e) | ChangeOp::Mapped(e) => (None, e.map(|e| (e.offset, e.end()))),
+        _ => (None, None),
+    };
+    Activity::Change {
+        seq: seq.0,
+        time_ms: millis(change.time),
+        operation,
+        path: change.path.to_string(),
+        to,
+        extent,
+        text,
+    }
+}
+
+/// Milliseconds since 1970, now.
+pub fn now_ms() -> u64 {
+    millis(SystemClock::default().now())
+}
+
+fn millis(t: Timestamp) -> u64 {
+    u64::try_from(t.sec).unwrap_or(0).saturating_mul(1000) + u64::from(t.nsec) / 1_000_000
+}
 
 /// See the module.
 #[derive(Default)]

@@ -22,35 +22,20 @@ pub fn add(state: &State, args: &AddArgs) -> anyhow::Result<()> {
         check_against(&config, dir)?;
         Excludes::new(BytePath::new(dir)?, &args.exclude, vec![])?;
     }
-    let name = choose_vault(state, &mut config, args)?;
+    let name = choose_vault(
+        state,
+        &mut config,
+        &Wanted {
+            to: &args.to,
+            vault_name: args.vault_name.as_ref(),
+            source_name: args.name.as_ref(),
+        },
+    )?;
     for dir in dirs {
-        match config.directories.iter_mut().find(|d| d.path == dir) {
-            Some(known) => {
-                let new = args
-                    .exclude
-                    .iter()
-                    .filter(|p| !known.exclude.contains(p))
-                    .cloned()
-                    .collect::<Vec<_>>();
-                known.exclude.extend(new);
-            }
-            None => {
-                let slot = config.directories.iter().map(|d| d.slot).max().unwrap_or(0) + 1;
-                config.directories.push(Directory {
-                    path: dir.clone(),
-                    slot,
-                    exclude: args.exclude.clone(),
-                });
-            }
-        }
-        let vault = config
-            .vaults
-            .iter_mut()
-            .find(|v| v.name == name)
-            .context("the vault was just added")?;
-        if !vault.directories.contains(&dir) {
-            vault.directories.push(dir.clone());
-        }
+        put(&mut config, &dir, &name, |known| {
+            let new = args.exclude.iter().filter(|p| !known.contains(p));
+            known.iter().chain(new).cloned().collect()
+        })?;
         println!("{dir} will be protected in {name}");
     }
     config.save(state)?;
@@ -62,7 +47,47 @@ pub fn add(state: &State, args: &AddArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_against(config: &Config, dir: &str) -> anyhow::Result<()> {
+/// Protects a directory in a vault of the configuration. `exclude` gets the patterns so far and gives the new ones.
+pub(super) fn put(
+    config: &mut Config,
+    dir: &str,
+    vault: &SourceName,
+    exclude: impl FnOnce(&[String]) -> Vec<String>,
+) -> anyhow::Result<()> {
+    match config.directories.iter_mut().find(|d| d.path == dir) {
+        Some(known) => known.exclude = exclude(&known.exclude),
+        None => {
+            let slot = config.new_slot();
+            config.directories.push(Directory {
+                path: dir.to_owned(),
+                slot,
+                exclude: exclude(&[]),
+            });
+        }
+    }
+    let vault = config
+        .vaults
+        .iter_mut()
+        .find(|v| v.name == *vault)
+        .context("there is no vault of that name")?;
+    if !vault.directories.iter().any(|d| d == dir) {
+        vault.directories.push(dir.to_owned());
+    }
+    Ok(())
+}
+
+/// Which vault somebody wants.
+pub(super) struct Wanted<'a> {
+    /// A known vault's name, an invite or an `ssh://` address.
+    pub to: &'a str,
+    /// What to call a new one here.
+    pub vault_name: Option<&'a SourceName>,
+    /// With ssh: what it shall call this source.
+    pub source_name: Option<&'a SourceName>,
+}
+
+/// Is the directory neither inside of nor around another that is protected?
+pub(super) fn check_against(config: &Config, dir: &str) -> anyhow::Result<()> {
     let path = BytePath::new(dir)?;
     for other in config.directories.iter().filter(|o| o.path != dir) {
         let o = BytePath::new(&other.path)?;
@@ -79,8 +104,13 @@ fn check_against(config: &Config, dir: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The vault that `--to` means; adds it to the configuration if it is new.
-fn choose_vault(state: &State, config: &mut Config, args: &AddArgs) -> anyhow::Result<SourceName> {
+/// The vault that is meant; adds it to the configuration, in memory, if it is new. One that an invite leads to is in the
+/// file, too, when this returns: the invite is used up.
+pub(super) fn choose_vault(
+    state: &State,
+    config: &mut Config,
+    args: &Wanted<'_>,
+) -> anyhow::Result<SourceName> {
     let to = args.to.trim();
     if let Some(known) = config.vaults.iter().find(|v| v.name.as_str() == to) {
         return Ok(known.name.clone());
@@ -106,7 +136,7 @@ fn choose_vault(state: &State, config: &mut Config, args: &AddArgs) -> anyhow::R
     };
     let name = free_name(
         config,
-        args.vault_name.clone().unwrap_or_else(default),
+        args.vault_name.cloned().unwrap_or_else(default),
         args.vault_name.is_some(),
     )?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -130,8 +160,8 @@ fn choose_vault(state: &State, config: &mut Config, args: &AddArgs) -> anyhow::R
     Ok(name)
 }
 
-fn add_ssh(config: &mut Config, args: &AddArgs, url: &str) -> anyhow::Result<SourceName> {
-    let source = match &args.name {
+fn add_ssh(config: &mut Config, args: &Wanted<'_>, url: &str) -> anyhow::Result<SourceName> {
+    let source = match args.source_name {
         Some(n) => n.clone(),
         None => named_after(&rustix::system::uname().nodename().to_string_lossy()),
     };
@@ -141,7 +171,7 @@ fn add_ssh(config: &mut Config, args: &AddArgs, url: &str) -> anyhow::Result<Sou
     }
     let wanted = args
         .vault_name
-        .clone()
+        .cloned()
         .unwrap_or_else(|| named_after(&target.host));
     let name = free_name(config, wanted, args.vault_name.is_some())?;
     config.vaults.push(Vault {

@@ -1,14 +1,12 @@
-//! The source daemon: sensor and managing unit, a link for each vault, the switch, the control socket.
+//! The source daemon: sensor and managing unit, a link for each vault, the switch.
 
 use super::activity::Feed;
 use super::link::{Barrier, Link, LinkSetup};
-use super::report;
 use super::sensor::{Losses, Running, SensorReport, SensorSetup};
 use crate::config::{Config, Vault};
 use crate::state::State;
 use anyhow::{Context, bail};
 use farwrite_capture::WatchRoot;
-use farwrite_control::{Activity, Handler, Request, Response, Server, Status};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, limits};
 use farwrite_schedule::{Interval, Journal, PacerSetting, Queue};
@@ -26,12 +24,16 @@ const FLUSH_STEP: Duration = Duration::from_millis(250);
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
 /// What is different when the daemon runs inside another command.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct DaemonOptions {
     /// Trees that are never looked at, besides the state directory.
     pub skip: Vec<BytePath>,
     /// Reaches the vaults otherwise than the configuration says.
     pub dialer: Option<Dialer>,
+    /// Where to tell what happens; outlives the daemon.
+    pub feed: Arc<Feed>,
+    /// Losses and repairs; outlive the daemon.
+    pub losses: Arc<Mutex<Losses>>,
 }
 
 /// See the module.
@@ -69,7 +71,7 @@ impl Daemon {
     /// Starts everything. Directories that cannot be used are an error.
     pub fn start(state: &State, config: Config, options: DaemonOptions) -> anyhow::Result<Daemon> {
         state.create()?;
-        let mut skip = options.skip;
+        let mut skip = options.skip.clone();
         skip.push(byte_path(&std::fs::canonicalize(state.dir())?)?);
         let mut roots = Vec::new();
         let mut excludes = Vec::new();
@@ -91,7 +93,7 @@ impl Daemon {
             .enable_all()
             .build()
             .context("async runtime")?;
-        let feed = Arc::new(Feed::default());
+        let feed = options.feed.clone();
         let sensor = Arc::new(Mutex::new(SensorSlot::Moving));
         let barrier: Barrier = {
             let sensor = sensor.clone();
@@ -146,7 +148,7 @@ impl Daemon {
             setting,
             links,
             feed,
-            losses: Arc::default(),
+            losses: options.losses.clone(),
             sensor,
         });
         let off = state.switched_off_path().exists();
@@ -166,64 +168,9 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Listens on the control socket until the result is dropped.
-    pub fn serve_control(&self) -> anyhow::Result<Server> {
-        let path = self.inner.state.socket_path();
-        Server::start(&path, self.inner.clone()).with_context(|| path.display().to_string())
-    }
-
-    /// One line for the start of the daemon.
-    pub fn greeting(&self) -> String {
-        let names = |v: Vec<&str>| v.join(", ");
-        let dirs = names(
-            self.inner
-                .config
-                .directories
-                .iter()
-                .map(|d| d.path.as_str())
-                .collect(),
-        );
-        let vaults = names(
-            self.inner
-                .links
-                .iter()
-                .map(|(v, _)| v.name.as_str())
-                .collect(),
-        );
-        match self.inner.sensor_report() {
-            Some(r) => format!(
-                "protecting {dirs} in {vaults}; sensor {}: {}",
-                r.kind.unwrap_or_default(),
-                r.why
-            ),
-            None => {
-                format!("automatic backup of {dirs} is switched off; `farwrite on` switches it on")
-            }
-        }
-    }
-
-    /// What is protected and how safe it is.
-    pub fn status(&self) -> Status {
-        report::status(&self.inner)
-    }
-
-    /// Is automatic backup switched on?
-    pub fn is_on(&self) -> bool {
-        self.inner.sensor_report().is_some()
-    }
-
-    /// The protected directories.
-    pub fn directories(&self) -> Vec<std::path::PathBuf> {
-        self.inner
-            .roots
-            .iter()
-            .map(|r| r.path.to_path_buf())
-            .collect()
-    }
-
-    /// The feed of what happens.
-    pub fn feed(&self) -> Arc<Feed> {
-        self.inner.feed.clone()
+    /// What the control API works on.
+    pub(super) fn inner(&self) -> Arc<Inner> {
+        self.inner.clone()
     }
 
     /// Ends everything: the sensor lets go, what was sent gets a little time to be acked.
@@ -232,7 +179,6 @@ impl Daemon {
         if let SensorSlot::On(running) = running {
             drop(running.stop());
         }
-        self.inner.feed.close();
         for (_, link) in &self.inner.links {
             link.stop();
         }
@@ -256,6 +202,29 @@ impl Daemon {
 }
 
 impl Inner {
+    /// One line for the start of the daemon.
+    pub(super) fn greeting(&self) -> String {
+        let names = |v: Vec<&str>| v.join(", ");
+        let dirs = names(
+            self.config
+                .directories
+                .iter()
+                .map(|d| d.path.as_str())
+                .collect(),
+        );
+        let vaults = names(self.links.iter().map(|(v, _)| v.name.as_str()).collect());
+        match self.sensor_report() {
+            Some(r) => format!(
+                "protecting {dirs} in {vaults}; sensor {}: {}",
+                r.kind.unwrap_or_default(),
+                r.why
+            ),
+            None => {
+                format!("automatic backup of {dirs} is switched off; `farwrite on` switches it on")
+            }
+        }
+    }
+
     /// The sensor's state; `None` while off.
     pub(super) fn sensor_report(&self) -> Option<SensorReport> {
         match &*self.sensor.lock() {
@@ -327,7 +296,7 @@ impl Inner {
         }
     }
 
-    fn switch(&self, on: bool) -> anyhow::Result<()> {
+    pub(super) fn switch(&self, on: bool) -> anyhow::Result<()> {
         let path = self.state.switched_off_path();
         if on {
             self.turn_on()?;
@@ -344,7 +313,7 @@ impl Inner {
         }
     }
 
-    fn set_interval(&self, interval: Interval) {
+    pub(super) fn set_interval(&self, interval: Interval) {
         self.setting.set(interval);
         for (_, link) in &self.links {
             link.queue.nudge();
@@ -355,14 +324,19 @@ impl Inner {
         }
     }
 
-    fn flush(&self, timeout: Option<Duration>, gone: &dyn Fn() -> bool) -> Result<(), String> {
+    pub(super) fn flush(
+        &self,
+        timeout: Option<Duration>,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<(), String> {
         let end = timeout.map(|t| Instant::now() + t);
         let step = || {
             end.map_or(Instant::now() + FLUSH_STEP, |e| {
                 e.min(Instant::now() + FLUSH_STEP)
             })
         };
-        let over = || gone() || end.is_some_and(|e| Instant::now() >= e);
+        let ending = || self.links.iter().any(|(_, l)| l.stopping());
+        let over = || gone() || ending() || end.is_some_and(|e| Instant::now() >= e);
         let _hurry: Vec<_> = self.links.iter().map(|(_, l)| l.queue.hurry()).collect();
         let target = loop {
             let seq = match &*self.sensor.lock() {
@@ -417,32 +391,4 @@ fn count(n: usize, one: &str, many: &str) -> String {
 
 fn byte_path(p: &std::path::Path) -> anyhow::Result<BytePath> {
     BytePath::try_from(p).with_context(|| p.display().to_string())
-}
-
-impl Handler for Inner {
-    fn handle(&self, request: Request, gone: &dyn Fn() -> bool) -> Response {
-        let done = |r: Result<(), String>| {
-            r.map_or_else(|why| Response::Failed { why }, |()| Response::Done)
-        };
-        match request {
-            Request::Status => Response::Status(Box::new(report::status(self))),
-            Request::Flush { timeout_ms } => {
-                done(self.flush(timeout_ms.map(Duration::from_millis), gone))
-            }
-            Request::Switch { on } => done(self.switch(on).map_err(|e| format!("{e:#}"))),
-            Request::Interval { interval } => done(
-                interval
-                    .parse::<Interval>()
-                    .map(|i| self.set_interval(i))
-                    .map_err(|e| e.to_string()),
-            ),
-            Request::Watch => Response::Failed {
-                why: "not a single answer".into(),
-            },
-        }
-    }
-
-    fn watch(&self) -> Box<dyn Iterator<Item = Option<Activity>> + Send> {
-        Box::new(self.feed.watch())
-    }
 }

@@ -1,6 +1,6 @@
 //! One vault: the processing unit's thread, its backup unit and the link.
 
-use super::activity::Feed;
+use super::activity::{Feed, now_ms};
 use farwrite_control::Activity;
 use farwrite_core::codec::{decode_commit, decode_ops};
 use farwrite_core::{
@@ -183,7 +183,8 @@ impl Link {
         self.changed.notify_all();
     }
 
-    fn stopping(&self) -> bool {
+    /// Is it ending?
+    pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
@@ -234,6 +235,8 @@ impl Link {
                     vault: self.name.clone(),
                     batch: seq.0,
                     after_ms,
+                    through: self.queue.durable_through().0,
+                    time_ms: now_ms(),
                 });
             }
             LinkEvent::Mirrored(seq) => self.update(|r| r.mirrored = seq),

@@ -2,15 +2,19 @@
 
 mod activity;
 mod add;
+mod api;
 mod daemon;
 mod link;
 mod progress;
 mod report;
 mod sensor;
+mod settings;
+mod supervisor;
 
 pub use add::add;
-pub use daemon::{Daemon, DaemonOptions};
+pub use daemon::DaemonOptions;
 pub use progress::first_compare;
+pub use supervisor::{Overrides, Supervisor};
 
 use crate::cli::RunArgs;
 use crate::config::Config;
@@ -25,18 +29,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// `farwrite source run`.
 pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
     let _lock = state.lock()?;
-    let mut config = Config::load(state)?;
+    let config = Config::load(state)?;
     if config.vaults.is_empty() || config.directories.is_empty() {
         bail!("nothing to protect yet: farwrite source add DIR --to INVITE");
     }
-    if let Some(sensor) = args.sensor {
-        config.sensor = sensor;
-    }
-    if let Some(interval) = args.interval {
-        config.interval = interval.to_string();
-    }
+    let overrides = Overrides {
+        sensor: args.sensor,
+        interval: args.interval.map(|i| i.to_string()),
+    };
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signal handlers")?;
-    let daemon = Daemon::start(state, config, DaemonOptions::default())?;
+    let daemon = Supervisor::start(state, config, overrides, DaemonOptions::default())?;
     let control = daemon.serve_control()?;
     eprintln!("{}", daemon.greeting());
     notify(&[sd_notify::NotifyState::Ready]);

@@ -1,6 +1,6 @@
 //! The first backup as people see it: a bar on a terminal, a few plain lines elsewhere.
 
-use super::daemon::Daemon;
+use super::supervisor::Supervisor;
 use crate::bytes::{grouped, show, span};
 use farwrite_control::State;
 use farwrite_fs::Dir;
@@ -18,7 +18,7 @@ const LINE: Duration = Duration::from_secs(10);
 
 /// Shows the compare that a daemon starts with until it is over and durable, or `stop` says so. Returns whether it
 /// came to its end.
-pub fn first_compare(daemon: &Daemon, stop: &AtomicBool) -> bool {
+pub fn first_compare(daemon: &Supervisor, stop: &AtomicBool) -> bool {
     let started = Instant::now();
     let total = count_entries(daemon.directories(), stop);
     let terminal = std::io::stderr().is_terminal();

@@ -1,11 +1,10 @@
 //! The managing unit's thread and the sensor behind it: what the automatic-backup switch starts and stops.
 
-use super::activity::Feed;
+use super::activity::{Feed, told};
 use crate::config::{Config, Sensor};
 use farwrite_capture::{
     ChangeSource, ReadState, SensorChoice, SensorOptions, SensorStats, Waker, WatchRoot,
 };
-use farwrite_control::Activity;
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, Clock, Guarantee, SystemClock};
 use farwrite_schedule::{
@@ -100,7 +99,7 @@ impl Running {
         let (feed, losses) = (setup.feed.clone(), setup.losses.clone());
         let observer = Box::new(move |first: ChangeSeq, changes: &[Change]| {
             for (i, c) in changes.iter().enumerate() {
-                feed.tell(|| Activity::Change { text: c.describe() });
+                feed.tell(|| told(c, ChangeSeq(first.0 + i as u64)));
                 if c.op == ChangeOp::Overflow {
                     let mut l = losses.lock();
                     l.lost += 1;

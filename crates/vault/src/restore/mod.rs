@@ -4,6 +4,9 @@
 
 mod fetch;
 mod file;
+mod read;
+
+pub use read::write_content;
 
 use farwrite_core::history::{Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Kind, Meta, Name, NodeId, limits};

@@ -1,0 +1,173 @@
+//! The daemon as long as the process lives: starts it, answers the control API for it, and puts another in its place when
+//! the configuration changes. Must never leave the machine without a daemon: if the new configuration does not start, the
+//! old one is started again.
+//!
+//! A change of the configuration is a restart inside the process. Nothing is lost by it for the same reasons for which
+//! nothing is lost by a restart of the process: the journal and the indexes stay, the new sensor is in place before
+//! everything is compared. The control socket, the feed of what happens and the counters of losses outlive it.
+
+use super::activity::Feed;
+use super::daemon::{Daemon, DaemonOptions, Inner};
+use crate::config::{Config, Sensor};
+use crate::history::Past;
+use crate::state::State;
+use anyhow::{Context, bail};
+use farwrite_control::{Server, Status};
+use parking_lot::{Mutex, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the command line sets instead of the configuration file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Which sensor.
+    pub sensor: Option<Sensor>,
+    /// The interval.
+    pub interval: Option<String>,
+}
+
+impl Overrides {
+    fn apply(&self, config: &mut Config) {
+        if let Some(sensor) = self.sensor {
+            config.sensor = sensor;
+        }
+        if let Some(interval) = &self.interval {
+            config.interval.clone_from(interval);
+        }
+    }
+}
+
+/// See the module.
+pub struct Supervisor {
+    pub(super) state: State,
+    options: DaemonOptions,
+    overrides: Overrides,
+    /// For questions about the history.
+    pub(super) past: Past,
+    /// One change of the configuration at a time.
+    pub(super) changes: Mutex<()>,
+    /// Held while the daemon is started, stopped or replaced.
+    daemon: Mutex<Option<Daemon>>,
+    /// Of the daemon that runs now, or ran last.
+    current: RwLock<Arc<Inner>>,
+}
+
+impl Supervisor {
+    /// Starts the daemon.
+    pub fn start(
+        state: &State,
+        mut config: Config,
+        overrides: Overrides,
+        options: DaemonOptions,
+    ) -> anyhow::Result<Arc<Supervisor>> {
+        overrides.apply(&mut config);
+        let daemon = Daemon::start(state, config, options.clone())?;
+        Ok(Arc::new(Supervisor {
+            state: state.clone(),
+            options,
+            overrides,
+            past: Past::new(state),
+            changes: Mutex::default(),
+            current: RwLock::new(daemon.inner()),
+            daemon: Mutex::new(Some(daemon)),
+        }))
+    }
+
+    /// Listens on the control socket until the result is dropped.
+    pub fn serve_control(self: &Arc<Self>) -> anyhow::Result<Server> {
+        let path = self.state.socket_path();
+        Server::start(&path, self.clone()).with_context(|| path.display().to_string())
+    }
+
+    /// What the control API works on.
+    pub(super) fn inner(&self) -> Arc<Inner> {
+        self.current.read().clone()
+    }
+
+    /// What is protected and how safe it is.
+    pub fn status(&self) -> Status {
+        super::report::status(&self.inner())
+    }
+
+    /// The protected directories.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let inner = self.inner();
+        inner.roots.iter().map(|r| r.path.to_path_buf()).collect()
+    }
+
+    /// The feed of what happens.
+    pub fn feed(&self) -> Arc<Feed> {
+        self.options.feed.clone()
+    }
+
+    /// Puts a new configuration into the file and into effect. If it cannot be in effect, the old one is, again, in
+    /// both.
+    pub(super) fn reconfigure(
+        &self,
+        change: impl FnOnce(&mut Config) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut slot = self.daemon.lock();
+        if slot.is_none() {
+            bail!("the daemon is ending");
+        }
+        let old = Config::load(&self.state)?;
+        let mut new = old.clone();
+        change(&mut new)?;
+        if new == old {
+            return Ok(());
+        }
+        new.save(&self.state)?;
+        if let Some(running) = slot.take() {
+            running.stop();
+        }
+        let started = self.begin(new);
+        let (daemon, failed) = match started {
+            Ok(daemon) => (daemon, None),
+            Err(e) => {
+                old.save(&self.state)?;
+                let again = self.begin(old);
+                (
+                    again.context("the old configuration does not start either")?,
+                    Some(e),
+                )
+            }
+        };
+        *self.current.write() = daemon.inner();
+        *slot = Some(daemon);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Changes the file only.
+    pub(super) fn save(
+        &self,
+        change: impl FnOnce(&mut Config) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let _still = self.daemon.lock();
+        let mut config = Config::load(&self.state)?;
+        change(&mut config)?;
+        config.save(&self.state)
+    }
+
+    fn begin(&self, mut config: Config) -> anyhow::Result<Daemon> {
+        self.overrides.apply(&mut config);
+        Daemon::start(&self.state, config, self.options.clone())
+    }
+
+    /// Ends the daemon.
+    pub fn stop(&self) {
+        self.options.feed.close();
+        if let Some(daemon) = self.daemon.lock().take() {
+            daemon.stop();
+        }
+    }
+
+    /// One line for the start of the daemon.
+    pub fn greeting(&self) -> String {
+        self.inner().greeting()
+    }
+
+    /// Is automatic backup switched on?
+    pub fn is_on(&self) -> bool {
+        self.inner().sensor_report().is_some()
+    }
+}

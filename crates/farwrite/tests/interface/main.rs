@@ -1,0 +1,6 @@
+//! End-to-end tests of what people and programs see of a running daemon: the control API and the GUI in a real browser.
+
+mod api;
+#[path = "../e2e/rig.rs"]
+#[expect(dead_code, reason = "shared with the other end-to-end tests")]
+mod rig;
