@@ -9,6 +9,7 @@ mod fidelity;
 mod harness;
 mod limits;
 mod network;
+mod property;
 mod proxy;
 mod rig;
 mod ssh;
