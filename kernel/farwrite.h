@@ -41,6 +41,7 @@ enum farwrite_where {
 
 #define FARWRITE_HOOK_LAZY	(1 << 0)	/* a filesystem's own: hooked when a root on it is watched */
 #define FARWRITE_HOOK_COMPAT	(1 << 1)	/* the system call's 32-bit entry */
+#define FARWRITE_HOOK_OPTIONAL	(1 << 2)	/* not in all kernels */
 
 struct farwrite_hook {
 	const char *name;
@@ -74,6 +75,8 @@ enum farwrite_hook_index {
 	FARWRITE_HOOK_SETXATTR,
 	FARWRITE_HOOK_REMOVEXATTR,
 	FARWRITE_HOOK_ACL,
+	FARWRITE_HOOK_SET_ACL,
+	FARWRITE_HOOK_REMOVE_ACL,
 	FARWRITE_HOOK_FILEATTR,
 	FARWRITE_HOOK_OPENED,
 	FARWRITE_HOOK_CREATE,

@@ -257,37 +257,44 @@ static bool is_acl(const char *name)
 	return !strcmp(name, XATTR_NAME_POSIX_ACL_ACCESS) || !strcmp(name, XATTR_NAME_POSIX_ACL_DEFAULT);
 }
 
+/* Older kernels set ACLs this way, newer ones by functions of their own, of which compilers make one or more. */
+static u32 xattr_flag(const char *name)
+{
+	return is_acl(name) ? FARWRITE_F_ACL : FARWRITE_F_XATTR;
+}
+
 static unsigned long notrace set_xattr(ARGUMENTS)
 {
-	/* An ACL set this way (older kernels) comes by as one, too. */
-	bool acl = is_acl((const char *)c);
+	u32 flag = xattr_flag((const char *)c);
 	unsigned long result = ORIGINAL(FARWRITE_HOOK_SETXATTR);
 
-	if (!acl)
-		attributes(FARWRITE_HOOK_SETXATTR, (struct dentry *)b, FARWRITE_F_XATTR, (int)result);
+	attributes(FARWRITE_HOOK_SETXATTR, (struct dentry *)b, flag, (int)result);
 	farwrite_leave();
 	return result;
 }
 
 static unsigned long notrace remove_xattr(ARGUMENTS)
 {
-	bool acl = is_acl((const char *)c);
+	u32 flag = xattr_flag((const char *)c);
 	unsigned long result = ORIGINAL(FARWRITE_HOOK_REMOVEXATTR);
 
-	if (!acl)
-		attributes(FARWRITE_HOOK_REMOVEXATTR, (struct dentry *)b, FARWRITE_F_XATTR, (int)result);
+	attributes(FARWRITE_HOOK_REMOVEXATTR, (struct dentry *)b, flag, (int)result);
 	farwrite_leave();
 	return result;
 }
 
-static unsigned long notrace set_acl(ARGUMENTS)
-{
-	unsigned long result = ORIGINAL(FARWRITE_HOOK_ACL);
-
-	attributes(FARWRITE_HOOK_ACL, (struct dentry *)b, FARWRITE_F_ACL, (int)result);
-	farwrite_leave();
-	return result;
+#define SETS_ACL(name, hook)						\
+static unsigned long notrace name(ARGUMENTS)				\
+{									\
+	unsigned long result = ORIGINAL(hook);				\
+									\
+	attributes(hook, (struct dentry *)b, FARWRITE_F_ACL, (int)result); \
+	farwrite_leave();						\
+	return result;							\
 }
+SETS_ACL(set_acl, FARWRITE_HOOK_ACL)
+SETS_ACL(set_acl_from_user, FARWRITE_HOOK_SET_ACL)
+SETS_ACL(remove_acl, FARWRITE_HOOK_REMOVE_ACL)
 
 static unsigned long notrace set_fileattr(ARGUMENTS)
 {
@@ -459,6 +466,8 @@ struct farwrite_hook farwrite_hooks[] = {
 	HOOK(FARWRITE_HOOK_SETXATTR, "__vfs_setxattr_noperm", set_xattr, FARWRITE_BY_DENTRY, 1, 0),
 	HOOK(FARWRITE_HOOK_REMOVEXATTR, "__vfs_removexattr_locked", remove_xattr, FARWRITE_BY_DENTRY, 1, 0),
 	HOOK(FARWRITE_HOOK_ACL, "set_posix_acl", set_acl, FARWRITE_BY_DENTRY, 1, 0),
+	HOOK(FARWRITE_HOOK_SET_ACL, "vfs_set_acl", set_acl_from_user, FARWRITE_BY_DENTRY, 1, FARWRITE_HOOK_OPTIONAL),
+	HOOK(FARWRITE_HOOK_REMOVE_ACL, "vfs_remove_acl", remove_acl, FARWRITE_BY_DENTRY, 1, FARWRITE_HOOK_OPTIONAL),
 	HOOK(FARWRITE_HOOK_FILEATTR, "vfs_fileattr_set", set_fileattr, FARWRITE_BY_DENTRY, 1, 0),
 	HOOK(FARWRITE_HOOK_OPENED, "do_dentry_open", opened, FARWRITE_BY_CREATED, 0, 0),
 	HOOK(FARWRITE_HOOK_CREATE, "vfs_create", create, FARWRITE_BY_DENTRY, 2, 0),

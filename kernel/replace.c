@@ -279,7 +279,7 @@ int farwrite_replace_init(void)
 	}
 	/* Without these an unmount would go unseen, or writes: then better not at all. */
 	for (i = FARWRITE_HOOK_DIO_DONE; i < FARWRITE_CALLS; i++) {
-		if (!farwrite_hooks[i].ip) {
+		if (!farwrite_hooks[i].ip && !(farwrite_hooks[i].flags & FARWRITE_HOOK_OPTIONAL)) {
 			pr_err("this kernel has no %s to hook\n", farwrite_hooks[i].name);
 			return -EOPNOTSUPP;
 		}
