@@ -34,7 +34,7 @@ enum farwrite_op {
 	FARWRITE_OP_EXCHANGE	= 4,	/* `path` and `to_path` changed places; `ino` is what had `path` before */
 	FARWRITE_OP_WRITE	= 5,	/* the bytes of the extent may have changed */
 	FARWRITE_OP_MMAP	= 6,	/* a mapping of the extent became writable: start writeback of it, then read */
-	FARWRITE_OP_TRUNCATE	= 7,	/* the size became `offset`; `length` was the size before */
+	FARWRITE_OP_TRUNCATE	= 7,	/* the size became `offset`; `length` was the size before, or ~0 */
 	FARWRITE_OP_ATTRIB	= 8,	/* mode, owner, times, flags, xattr or ACL; FARWRITE_F_* says which */
 	FARWRITE_OP_LOST	= 9,	/* `length` records of the roots in `offset` (bit n: root n) had no room */
 	FARWRITE_OP_GONE	= 10,	/* the filesystem of root `root` was unmounted: it is no longer watched */

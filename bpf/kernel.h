@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The few fields of the kernel's structures that farwrite.bpf.c reads. Where they really are is filled in when the programs
+ * are loaded, from the running kernel's own type information (CO-RE): what matters here are names and types, not
+ * offsets. Nothing of the kernel that is not read belongs here.
+ */
+#ifndef FARWRITE_KERNEL_H
+#define FARWRITE_KERNEL_H
+
+/* Keeps uapi/farwrite.h from the C library's headers: its types are here. */
+#define __VMLINUX_H__
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef short __s16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u32 __wsum;
+typedef _Bool bool;
+
+/* enum bpf_map_type, and flags (linux/bpf.h): part of the kernel's interface, they do not change. */
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
+
+	BPF_ANY = 0,
+	BPF_F_MMAPABLE = 1 << 10,
+	BPF_RB_NO_WAKEUP = 1,
+	BPF_RB_FORCE_WAKEUP = 2,
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct qstr {
+	__u32 len;
+	const unsigned char *name;
+};
+
+struct super_block {
+	__u32 s_dev;
+	unsigned long s_magic;
+	struct dentry *s_root;
+};
+
+struct inode {
+	__u16 i_mode;
+	unsigned long i_state;
+	unsigned long i_ino;
+	unsigned int i_nlink;
+	__u32 i_generation;
+	struct super_block *i_sb;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+	struct inode *d_inode;
+	struct super_block *d_sb;
+	/* NULL while the dentry is in no hash chain */
+	struct {
+		void *pprev;
+	} d_hash;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct file {
+	struct path f_path;
+	struct inode *f_inode;
+};
+
+struct kiocb {
+	struct file *ki_filp;
+	long long ki_pos;
+	void *ki_complete;
+	int ki_flags;
+};
+
+struct vm_area_struct {
+	unsigned long vm_flags;
+	struct file *vm_file;
+};
+
+struct page {
+	unsigned long flags;
+	unsigned long compound_head;
+};
+
+struct folio {
+	unsigned int _folio_nr_pages;
+};
+
+struct vm_fault {
+	struct vm_area_struct *vma;
+	unsigned long pgoff;
+	struct page *page;
+};
+
+struct iattr {
+	unsigned int ia_valid;
+	long long ia_size;
+};
+
+struct renamedata {
+	struct dentry *old_dentry;
+	struct dentry *new_dentry;
+	unsigned int flags;
+};
+
+struct iomap_dio {
+	struct kiocb *iocb;
+	unsigned int flags;
+};
+
+struct task_struct {
+	unsigned int flags;
+};
+
+struct btrfs_root {
+	__u32 anon_dev;
+};
+
+struct btrfs_inode {
+	struct btrfs_root *root;
+	struct inode vfs_inode;
+};
+
+enum pageflags {
+	PG_head = 6,
+};
+
+#pragma clang attribute pop
+
+#endif
