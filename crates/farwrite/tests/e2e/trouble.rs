@@ -325,3 +325,81 @@ fn in_kernel(source: &Source, begins: &str) -> usize {
         .map(|text| text.lines().filter(|l| l.starts_with(begins)).count())
         .sum()
 }
+
+#[test]
+fn the_interval_is_changed_while_it_runs() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    pair.source.start();
+    pair.converges(SOON);
+    pair.source.run(&["interval", "1h"]).good();
+    let in_use = |what: &str, unit: &str, ms: f64| {
+        pair.source.until(what, SOON, |s| {
+            fs::write(pair.src.join("to have a round"), "").unwrap();
+            s.pointer(unit).unwrap().as_f64() == Some(ms)
+        });
+    };
+    in_use(
+        "the managing unit waits an hour",
+        "/schedule/managing_interval_ms",
+        3_600_000.0,
+    );
+    fs::write(pair.src.join("late"), "in an hour").unwrap();
+    let status = pair.source.status();
+    assert_eq!(status["schedule"]["interval"], "3600s", "{status:#}");
+    assert!(!pair.mirror().join("late").exists());
+    // A flush does not wait for it, and does not end it.
+    pair.converges(SOON);
+    assert_eq!(pair.source.status()["schedule"]["interval"], "3600s");
+    fs::write(pair.src.join("later"), "in an hour").unwrap();
+    fs::write(pair.src.join("later still"), "in an hour").unwrap();
+    pair.source.run(&["interval", "auto"]).good();
+    until("both units go on at once", SOON, || {
+        pair.mirror().join("later still").exists().then_some(())
+    });
+    pair.converges(SOON);
+    let said = pair.source.run(&["interval", "1x"]);
+    assert_eq!(said.code, Some(2), "{said:?}");
+}
+
+/// A flush is about what was changed before it.
+#[test]
+fn a_flush_ends_while_others_go_on_writing() {
+    for sensor in ["fanotify", "inotify"] {
+        let place = Place::new();
+        let mut pair = Pair::new(&place);
+        pair.source = pair.source.with(&["--sensor", sensor]);
+        pair.source.start();
+        pair.converges(SOON);
+        let (beside, inside) = (place.dir("beside"), pair.src.join("busy"));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let going_on = || !stop.load(std::sync::atomic::Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Not unlike a browser's cache: new names all the time, outside of what is protected.
+                let names = (0..1000u32).cycle();
+                for n in names.take_while(|_| going_on()) {
+                    fs::write(beside.join(n.to_string()), n.to_le_bytes()).unwrap();
+                }
+            });
+            scope.spawn(|| {
+                for n in (0..u32::MAX).take_while(|_| going_on()) {
+                    fs::write(&inside, n.to_le_bytes()).unwrap();
+                }
+            });
+            for i in 0..10 {
+                let path = pair.src.join(format!("file {i}"));
+                fs::write(&path, format!("content {i}")).unwrap();
+                let ran = pair.source.try_flush(SOON);
+                let there = fs::read(pair.mirror().join(path.file_name().unwrap()));
+                if ran.code != Some(0) || there.is_err() {
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                ran.good();
+                assert_eq!(there.unwrap(), format!("content {i}").as_bytes());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        pair.converges(SOON);
+    }
+}
