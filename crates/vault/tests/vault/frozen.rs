@@ -14,13 +14,20 @@ fn the_sample_of_format_1_reads_as_it_was_written() {
     let mut chaos = Chaos::new(1);
     let batches: Vec<_> = (0..12).map(|_| chaos.batch()).collect();
     if std::env::var_os("FARWRITE_WRITE_SAMPLES").is_some() {
-        let _ = std::fs::remove_dir_all(&sample);
         std::fs::create_dir_all(&sample).unwrap();
+        for segment in list_segments(&sample).unwrap() {
+            std::fs::remove_file(segment_path(&sample, segment)).unwrap();
+        }
         let (mut log, _) = LogWriter::open_sized(&sample, BatchSeq(0), 30_000).unwrap();
         for r in batches.iter().flatten() {
             log.append(r).unwrap();
         }
         log.sync().unwrap();
+        let path = sample.join("catalog.db");
+        let _ = std::fs::remove_file(&path);
+        let mut catalog = Catalog::open(&path, log.last_commit()).unwrap();
+        catalog.replay(&sample, log.committed_end()).unwrap();
+        catalog.close().unwrap();
     }
     let work = tempfile::tempdir().unwrap();
     for segment in list_segments(&sample).unwrap() {
@@ -32,7 +39,16 @@ fn the_sample_of_format_1_reads_as_it_was_written() {
     let mut catalog = Catalog::open(&work.path().join("catalog.db"), log.last_commit()).unwrap();
     catalog.replay(work.path(), log.committed_end()).unwrap();
     let mut blocks = BlockReader::new(work.path());
+    let expected = chaos.model.tree();
     let found = tree_of(catalog.view(BatchSeq(12)), &mut blocks);
     assert!(!found.is_empty());
-    assert_eq!(found, chaos.model.tree());
+    assert_eq!(found, expected);
+
+    // The catalog of that time is read as it is, not made anew.
+    let path = work.path().join("frozen.db");
+    std::fs::copy(sample.join("catalog.db"), &path).unwrap();
+    let frozen = Catalog::open(&path, log.last_commit()).unwrap();
+    assert_eq!(frozen.set_aside(), None);
+    assert_eq!(frozen.applied(), BatchSeq(12));
+    assert_eq!(tree_of(frozen.view(BatchSeq(12)), &mut blocks), expected);
 }
