@@ -107,8 +107,17 @@ pub trait ChangeSource: Send {
         None
     }
 
-    /// Lets go of the kernel side: marks and watches removed, descriptors closed. Drop does the same.
+    /// Switches off: lets go of the kernel side for good. Marks and watches are removed, descriptors closed, replaced
+    /// calls put back; nothing is recorded any more, and what comes next has to compare. For a sensor that
+    /// does not [persist](Guarantee::persists), drop does the same.
     fn close(self: Box<Self>);
+
+    /// Ends this reader and lets a sensor that persists go on recording for the next one, which finds the same
+    /// [`Continuity`] and all that was not released. So does drop, and so does the death of the process: a daemon that merely stops
+    /// or restarts leaves, it does not close.
+    fn leave(self: Box<Self>) {
+        self.close();
+    }
 }
 
 /// One uninterrupted recording in the kernel.

@@ -72,6 +72,11 @@ impl State {
         self.dir.join("switched-off")
     }
 
+    /// What it takes to know that recording in the kernel has never stopped.
+    pub fn continuity_path(&self) -> PathBuf {
+        self.dir.join("continuity.json")
+    }
+
     /// This source's key, made at the first use.
     pub fn identity(&self) -> anyhow::Result<Identity> {
         self.create()?;

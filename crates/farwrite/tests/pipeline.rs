@@ -53,6 +53,11 @@ struct Sim {
     exact: bool,
     /// See [`BackupUnit::set_ranges_held`].
     ranges_held: Option<usize>,
+    limit: usize,
+    /// Messages that may not have reached the vault.
+    journal: Vec<(ChangeSeq, Change)>,
+    acked: BatchSeq,
+    resumed: usize,
     trace: Vec<String>,
 }
 
@@ -93,6 +98,10 @@ impl Sim {
             chance,
             exact,
             ranges_held,
+            limit,
+            journal: Vec::new(),
+            acked: BatchSeq(0),
+            resumed: 0,
             trace: Vec::new(),
         };
         sim.start();
@@ -105,6 +114,21 @@ impl Sim {
     }
 
     fn start_with(&mut self, index: Index) {
+        let unit = self.unit_with(index);
+        self.unit = Some(unit);
+        self.compare_all();
+    }
+
+    fn compare_all(&mut self) {
+        let whole = self.change(&self.root.clone(), ChangeOp::Subtree);
+        self.insert(&[Change {
+            name: None,
+            dir: self.root_id,
+            ..whole
+        }]);
+    }
+
+    fn unit_with(&mut self, index: Index) -> BackupUnit {
         let path = byte_path(&self.root);
         let excludes = Excludes::new(path.clone(), &["*.skip".into()], vec![]).expect("valid");
         let spec = RootSpec {
@@ -116,13 +140,7 @@ impl Sim {
         let mut unit = BackupUnit::new(index, vec![spec], sink, Arc::new(SystemClock::default()))
             .expect("starts");
         self.ranges_held.inspect(|&max| unit.set_ranges_held(max));
-        self.unit = Some(unit);
-        let whole = self.change(&self.root.clone(), ChangeOp::Subtree);
-        self.insert(&[Change {
-            name: None,
-            dir: self.root_id,
-            ..whole
-        }]);
+        unit
     }
 
     fn insert(&mut self, changes: &[Change]) {
@@ -135,6 +153,7 @@ impl Sim {
             ));
             self.seq += 1;
             self.dirty.insert(ChangeSeq(self.seq), c);
+            self.journal.push((ChangeSeq(self.seq), c.clone()));
         }
     }
 
@@ -203,6 +222,54 @@ impl Sim {
         for (c, after_drain) in report.put_back {
             self.dirty.put_back(c, after_drain);
         }
+        if self.chance.one_in(3) {
+            self.ack();
+        }
+    }
+
+    /// The vault has everything up to now.
+    fn ack(&mut self) {
+        let unit = self.unit.as_mut().expect("running");
+        self.acked = unit.index().state().seq;
+        unit.acked(self.acked).expect("works");
+        match self.dirty.oldest() {
+            Some((oldest, _)) => self.journal.retain(|(seq, _)| *seq >= oldest),
+            None => self.journal.clear(),
+        }
+    }
+
+    /// Another process goes on: the kernel and the journal have kept all messages, and nothing is compared but what
+    /// was left undone.
+    fn resume(&mut self) {
+        drop(self.unit.take());
+        let mut index = Index::open(&self.index_path, 1 << 20).expect("opens");
+        let kept = {
+            let v = self.vault.lock().expect("not poisoned");
+            let seqs = v.history.keys().filter(|s| **s >= self.acked);
+            let seqs: Vec<BatchSeq> = seqs.copied().collect();
+            self.chance.pick(&seqs).copied()
+        };
+        if let Some(kept) = kept {
+            index.roll_back_to(kept).expect("rolls back");
+            let mut v = self.vault.lock().expect("not poisoned");
+            v.model = v.history[&kept].clone();
+            v.history.retain(|s, _| *s <= kept);
+        }
+        self.trace.push(format!("RESUME: the vault has {kept:?}"));
+        self.dirty = DirtySet::new(self.limit, vec![(self.root_id, byte_path(&self.root))]);
+        let messages = std::mem::take(&mut self.journal);
+        let messages: Vec<Change> = messages.into_iter().map(|(_, c)| c).collect();
+        self.insert(&messages);
+        let mut unit = self.unit_with(index);
+        let owed = unit.resume().expect("works");
+        self.unit = Some(unit);
+        match owed {
+            Some(owed) => {
+                self.resumed += 1;
+                self.insert(&owed);
+            }
+            None => self.compare_all(),
+        }
     }
 
     fn settle(&mut self) {
@@ -257,7 +324,8 @@ impl Sim {
         drop(self.unit.take());
         let kept = {
             let v = self.vault.lock().expect("not poisoned");
-            let seqs: Vec<BatchSeq> = v.history.keys().copied().collect();
+            let seqs = v.history.keys().filter(|s| **s >= self.acked);
+            let seqs: Vec<BatchSeq> = seqs.copied().collect();
             self.chance.pick(&seqs).copied()
         };
         let Some(kept) = kept else {
@@ -529,6 +597,7 @@ impl Sim {
 
 #[test]
 fn the_log_equals_the_tree_at_every_clean_point() {
+    let mut resumed = 0;
     for _ in 0..8 {
         let mut sim = Sim::new(Chance::from_env());
         for _ in 0..6 {
@@ -544,10 +613,15 @@ fn the_log_equals_the_tree_at_every_clean_point() {
                 if sim.chance.one_in(120) {
                     sim.crash();
                 }
+                if sim.chance.one_in(40) {
+                    sim.resume();
+                }
             }
             sim.check();
         }
+        resumed += sim.resumed;
     }
+    assert!(resumed > 0, "no start without a compare was tried");
 }
 
 fn file_of(sim: &mut Sim, len: usize) -> (PathBuf, fs::File) {

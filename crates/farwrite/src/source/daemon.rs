@@ -1,8 +1,9 @@
 //! The source daemon: sensor and managing unit, a link for each vault, the switch.
 
 use super::activity::Feed;
-use super::link::{Barrier, Link, LinkSetup};
-use super::sensor::{Losses, Running, SensorReport, SensorSetup};
+use super::continuity::Record;
+use super::link::{Barrier, Link, LinkSetup, Resumed};
+use super::sensor::{Ending, Losses, Running, SensorReport, SensorSetup};
 use crate::config::{Config, Vault};
 use crate::state::State;
 use anyhow::{Context, bail};
@@ -54,6 +55,8 @@ pub(super) struct Inner {
     pub(super) feed: Arc<Feed>,
     pub(super) losses: Arc<Mutex<Losses>>,
     sensor: Arc<Mutex<SensorSlot>>,
+    record: Record,
+    resumed: Arc<Resumed>,
 }
 
 /// The switch's two positions.
@@ -84,8 +87,13 @@ impl Daemon {
         }
         let (journal, recovered) = Journal::open(&state.journal_dir())?;
         for path in &recovered.damaged {
-            tracing::warn!(path = %path.display(), "a part of the journal is damaged; everything is compared anyway");
+            tracing::warn!(path = %path.display(), "a part of the journal is damaged: everything is compared");
         }
+        let record = Record::open(state.continuity_path(), &config);
+        if !recovered.damaged.is_empty() {
+            record.forget();
+        }
+        let resumed = Arc::new(Resumed::default());
         let setting = PacerSetting::new(config.interval()?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -134,6 +142,7 @@ impl Daemon {
                 bandwidth: config.bandwidth()?,
                 barrier: barrier.clone(),
                 feed: feed.clone(),
+                resumed: resumed.clone(),
                 runtime: runtime.handle().clone(),
             });
             links.push((vault.clone(), link));
@@ -150,6 +159,8 @@ impl Daemon {
             feed,
             losses: options.losses.clone(),
             sensor,
+            record,
+            resumed,
         });
         let off = state.switched_off_path().exists();
         *inner.sensor.lock() = SensorSlot::Off {
@@ -161,7 +172,10 @@ impl Daemon {
             threads,
             runtime: Some(runtime),
         };
-        if !off && let Err(e) = daemon.inner.turn_on() {
+        let on = if off { Ok(()) } else { daemon.inner.turn_on() };
+        // Whoever waits to be told goes on in any case.
+        daemon.inner.resumed.tell(false);
+        if let Err(e) = on {
             daemon.stop();
             return Err(e);
         }
@@ -173,11 +187,12 @@ impl Daemon {
         self.inner.clone()
     }
 
-    /// Ends everything: the sensor lets go, what was sent gets a little time to be acked.
+    /// Ends everything: a sensor that can goes on recording for the next process, any other lets go; what was sent gets a
+    /// little time to be acked.
     pub fn stop(mut self) {
         let running = std::mem::replace(&mut *self.inner.sensor.lock(), SensorSlot::Moving);
         if let SensorSlot::On(running) = running {
-            drop(running.stop());
+            drop(running.stop(Ending::Leave));
         }
         for (_, link) in &self.inner.links {
             link.stop();
@@ -267,9 +282,11 @@ impl Inner {
             setting: self.setting.clone(),
             feed: self.feed.clone(),
             losses: self.losses.clone(),
+            record: self.record.clone(),
         };
         match Running::start(setup, journal) {
-            Ok(running) => {
+            Ok((running, resumed)) => {
+                self.resumed.tell(resumed);
                 *slot = SensorSlot::On(running);
                 Ok(())
             }
@@ -288,7 +305,7 @@ impl Inner {
         match std::mem::replace(&mut *slot, SensorSlot::Moving) {
             SensorSlot::On(running) => {
                 *slot = SensorSlot::Off {
-                    journal: Box::new(running.stop()),
+                    journal: Box::new(running.stop(Ending::Close)),
                     why: None,
                 }
             }

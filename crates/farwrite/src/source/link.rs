@@ -57,6 +57,8 @@ pub struct LinkSetup {
     pub barrier: Barrier,
     /// For those who watch.
     pub feed: Arc<Feed>,
+    /// Whether nothing has happened unseen since an earlier process.
+    pub resumed: Arc<Resumed>,
     /// Where links run.
     pub runtime: tokio::runtime::Handle,
 }
@@ -125,7 +127,14 @@ impl Link {
         let shared = link.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vault-{}", &setup.name[..setup.name.len().min(9)]))
-            .spawn(move || Worker { setup, shared }.run())
+            .spawn(move || {
+                Worker {
+                    setup,
+                    shared,
+                    begun: AtomicBool::new(false),
+                }
+                .run()
+            })
             .expect("a thread can be started");
         (link, thread)
     }
@@ -264,6 +273,34 @@ struct VaultEnd {
 struct Worker {
     setup: LinkSetup,
     shared: Arc<Link>,
+    /// A session has begun to look at the tree.
+    begun: AtomicBool,
+}
+
+/// Whether the sensor has recorded all that happened since an earlier process took messages from it.
+#[derive(Default)]
+pub struct Resumed {
+    known: Mutex<Option<bool>>,
+    told: Condvar,
+}
+
+impl Resumed {
+    /// Says so; the first word counts.
+    pub fn tell(&self, resumed: bool) {
+        self.known.lock().get_or_insert(resumed);
+        self.told.notify_all();
+    }
+
+    /// Waits until it is known.
+    fn wait(&self) -> bool {
+        let mut known = self.known.lock();
+        loop {
+            match *known {
+                Some(resumed) => return resumed,
+                None => self.told.wait(&mut known),
+            }
+        }
+    }
 }
 
 impl Worker {
@@ -346,7 +383,7 @@ impl Worker {
                 Err(_) => return Err(SinkClosed("the link has ended".into()).into()),
             }
         };
-        let looked_at_all = settle(&mut index, end, &link, &self.setup.name)?;
+        let settled = settle(&mut index, end, &link, &self.setup.name)?;
         let state = index.state();
         self.shared.update(|r| {
             r.sent = state.seq;
@@ -360,8 +397,21 @@ impl Worker {
         unit.set_writeback(Box::new(|file, extent| {
             farwrite_capture::start_writeback(file.as_fd(), extent)
         }));
-        if !looked_at_all {
-            self.compare_all(&unit);
+        // What was on its way when an earlier process died is in the journal, if that process took its messages from
+        // there; what was on its way in this one is not.
+        let journaled = !self.begun.swap(true, Ordering::AcqRel) && self.setup.resumed.wait();
+        let owed = match settled {
+            Settled::Same | Settled::TakenBack if journaled => unit.resume()?,
+            _ => None,
+        };
+        match (owed, settled) {
+            (Some(owed), _) => {
+                let seq = self.setup.queue.oldest().map_or(ChangeSeq(1), |(s, _)| s);
+                self.setup.queue.insert(seq, &owed);
+            }
+            // The sensor's start has put a compare into the queue, or will.
+            (None, Settled::Same) if !journaled => {}
+            (None, _) => self.compare_all(&mut unit)?,
         }
         let mut commands = Commands {
             unit,
@@ -392,9 +442,9 @@ impl Worker {
     }
 
     /// Puts "compare everything" into this vault's queue.
-    fn compare_all(&self, unit: &BackupUnit) {
+    fn compare_all(&self, unit: &mut BackupUnit) -> Result<(), UnitError> {
         let seq = self.setup.queue.oldest().map_or(ChangeSeq(1), |(s, _)| s);
-        for (dir, path) in unit.compare_all() {
+        for (dir, path) in unit.compare_all()? {
             let time = SystemClock::default().now();
             let c = Change {
                 time,
@@ -406,17 +456,28 @@ impl Worker {
             };
             self.setup.queue.insert(seq, &[c]);
         }
+        Ok(())
     }
 }
 
-/// Makes the index and the vault's log agree. Returns whether the index is as it was: else everything is to be
-/// compared.
+/// How the index and the vault's log were made to agree.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    /// They did.
+    Same,
+    /// Batches that the vault did not get were taken back.
+    TakenBack,
+    /// The index is another: everything is to be compared.
+    Changed,
+}
+
+/// Makes the index and the vault's log agree.
 fn settle(
     index: &mut Index,
     end: VaultEnd,
     link: &SourceLink,
     vault: &str,
-) -> Result<bool, UnitError> {
+) -> Result<Settled, UnitError> {
     let state = index.state();
     let (seq, chain) = end.last.unwrap_or_default();
     let known = end.last.is_none() || end.epoch == Some(state.epoch);
@@ -426,18 +487,21 @@ fn settle(
             tracing::info!(%vault, batches = taken_back, "sending again what the vault did not get");
         }
         index.acked(seq)?;
-        return Ok(taken_back == 0);
+        return Ok(match taken_back {
+            0 => Settled::Same,
+            _ => Settled::TakenBack,
+        });
     }
     if known && seq > state.seq && replay(index, state, link)? && index.state().chain == chain {
         tracing::info!(%vault, from = %state.seq, to = %seq, "brought the index forward from the vault's log");
-        return Ok(false);
+        return Ok(Settled::Changed);
     }
     if state.seq > BatchSeq(0) {
         tracing::warn!(%vault, "the vault does not have what was sent to it: starting a new full backup there");
     }
     let time = SystemClock::default().now();
     index.reset(seq, chain, farwrite_core::Timestamp::default(), time)?;
-    Ok(false)
+    Ok(Settled::Changed)
 }
 
 fn replay(index: &mut Index, state: IndexState, link: &SourceLink) -> Result<bool, UnitError> {

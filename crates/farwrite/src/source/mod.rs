@@ -3,6 +3,7 @@
 mod activity;
 mod add;
 mod api;
+mod continuity;
 mod daemon;
 mod link;
 mod progress;

@@ -1,6 +1,7 @@
 //! The managing unit's thread and the sensor behind it: what the automatic-backup switch starts and stops.
 
 use super::activity::{Feed, told};
+use super::continuity::Record;
 use crate::config::{Config, Sensor};
 use farwrite_capture::{
     ChangeSource, ReadState, SensorChoice, SensorOptions, SensorStats, Waker, WatchRoot,
@@ -71,6 +72,17 @@ pub struct SensorSetup {
     pub feed: Arc<Feed>,
     /// Losses and repairs.
     pub losses: Arc<Mutex<Losses>>,
+    /// Whether recording goes on from an earlier process.
+    pub record: Record,
+}
+
+/// How a sensor is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Switched off: nothing is recorded any more.
+    Close,
+    /// Only this process ends: recording goes on, if the sensor can.
+    Leave,
 }
 
 /// A running managing unit.
@@ -79,16 +91,22 @@ pub struct Running {
     report: Arc<Mutex<SensorReport>>,
     waker: Arc<Mutex<Option<Waker>>>,
     stop: Arc<AtomicBool>,
+    leave: Arc<AtomicBool>,
     thread: JoinHandle<Journal>,
 }
 
 impl Running {
-    /// Starts the thread. The sensor is in place when this returns, or the error says why not.
-    pub fn start(setup: SensorSetup, journal: Journal) -> Result<Running, (String, Journal)> {
+    /// Starts the thread. The sensor is in place when this returns, or the error says why not. The second value: all that
+    /// happened since an earlier process is recorded and nothing has to be compared.
+    pub fn start(
+        setup: SensorSetup,
+        journal: Journal,
+    ) -> Result<(Running, bool), (String, Journal)> {
         let source = match open(&setup) {
             Ok(s) => s,
             Err(e) => return Err((e, journal)),
         };
+        let resumed = setup.record.goes_on(source.0.continuity().as_ref());
         let excludes: Vec<(BytePath, Excludes)> = setup
             .roots
             .iter()
@@ -118,30 +136,42 @@ impl Running {
         let report = Arc::new(Mutex::new(SensorReport::default()));
         let waker = Arc::new(Mutex::new(None));
         let stop = Arc::new(AtomicBool::new(false));
+        let leave = Arc::new(AtomicBool::new(false));
         let mut adapter = Adapter {
             source: None,
             report: report.clone(),
             waker: waker.clone(),
         };
         adapter.put(source);
-        let stopping = stop.clone();
+        let (stopping, leaving) = (stop.clone(), leave.clone());
         let spawned = std::thread::Builder::new()
             .name("managing-unit".into())
             .spawn(move || {
                 // The sensor is in place: whatever happened before it was is found by comparing everything.
-                let mut op = ChangeOp::Subtree;
+                let mut unseen = (!resumed).then_some(ChangeOp::Subtree);
                 loop {
-                    let whole = setup.roots.iter().map(|r| whole(r, op.clone())).collect();
-                    let run = unit
-                        .put(whole)
-                        .map_err(|e| e.to_string())
-                        .and_then(|()| unit.run(&mut adapter));
-                    adapter.close();
+                    let whole = |op: &ChangeOp| setup.roots.iter().map(|r| whole(r, op)).collect();
+                    let put = match unseen.take() {
+                        Some(op) => unit.put(whole(&op)).map_err(|e| e.to_string()),
+                        None => Ok(()),
+                    };
+                    let run = put.and_then(|()| {
+                        setup.record.keep(adapter.continuity());
+                        unit.run(&mut adapter)
+                    });
                     let Err(why) = run else {
+                        if leaving.load(Ordering::Acquire) {
+                            adapter.leave();
+                        } else {
+                            setup.record.forget();
+                            adapter.close();
+                        }
                         return unit.into_journal();
                     };
+                    setup.record.forget();
+                    adapter.close();
                     tracing::error!(%why, "the sensor has failed");
-                    op = ChangeOp::Overflow;
+                    unseen = Some(ChangeOp::Overflow);
                     loop {
                         adapter.failed(&why);
                         let until = Instant::now() + REOPEN;
@@ -159,17 +189,20 @@ impl Running {
                 }
             });
         let thread = spawned.expect("a thread can be started");
-        Ok(Running {
+        let running = Running {
             shared,
             report,
             waker,
             stop,
+            leave,
             thread,
-        })
+        };
+        Ok((running, resumed))
     }
 
-    /// Stops; the sensor has let go of the kernel when this returns.
-    pub fn stop(self) -> Journal {
+    /// Stops; with [`Ending::Close`] the sensor has let go of the kernel when this returns.
+    pub fn stop(self, ending: Ending) -> Journal {
+        self.leave.store(ending == Ending::Leave, Ordering::Release);
         self.stop.store(true, Ordering::Release);
         self.shared.stop();
         self.wake();
@@ -201,7 +234,7 @@ impl Running {
     }
 }
 
-fn whole(root: &WatchRoot, op: ChangeOp) -> Change {
+fn whole(root: &WatchRoot, op: &ChangeOp) -> Change {
     let time = SystemClock::default().now();
     Change {
         time,
@@ -209,7 +242,7 @@ fn whole(root: &WatchRoot, op: ChangeOp) -> Change {
         dir: root.id,
         name: None,
         file: None,
-        op,
+        op: op.clone(),
     }
 }
 
@@ -293,6 +326,17 @@ impl Adapter {
         r.kind = None;
         r.stats.marks = 0;
         r.stats.watches = 0;
+    }
+
+    fn leave(&mut self) {
+        *self.waker.lock() = None;
+        if let Some(s) = self.source.take() {
+            s.leave();
+        }
+    }
+
+    fn continuity(&self) -> Option<farwrite_capture::Continuity> {
+        self.source.as_ref().and_then(|s| s.continuity())
     }
 
     fn failed(&mut self, why: &str) {

@@ -141,7 +141,7 @@ impl World {
     }
 
     /// Some file whose content or attributes may be changed.
-    fn to_change(&mut self, file: bool) -> Option<PathBuf> {
+    fn changeable(&mut self, file: bool) -> Option<PathBuf> {
         let path = self.some(file)?;
         let id = self.tree.names[&path];
         let names = self.tree.names.values().filter(|n| **n == id).count();
@@ -174,7 +174,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let Some(path) = self.to_change(true) else {
+        let Some(path) = self.changeable(true) else {
             return;
         };
         let Node::File { content, .. } = self.tree.nodes.get_mut(&self.tree.names[&path]).unwrap()
@@ -193,7 +193,7 @@ impl World {
     }
 
     fn truncate(&mut self) {
-        let Some(path) = self.to_change(true) else {
+        let Some(path) = self.changeable(true) else {
             return;
         };
         let Node::File { content, .. } = self.tree.nodes.get_mut(&self.tree.names[&path]).unwrap()
@@ -241,7 +241,7 @@ impl World {
     }
 
     fn chmod(&mut self) {
-        let Some(path) = self.to_change(false) else {
+        let Some(path) = self.changeable(false) else {
             return;
         };
         let new = 0o700 | self.chance.below(0o100) as u32;

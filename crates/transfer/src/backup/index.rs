@@ -20,6 +20,10 @@ const FORMAT: i64 = 1;
 const UNDO_SUMS: usize = 8192;
 /// Entries of an undo in one row: a large tree that departs makes one for each file in it.
 const UNDO_PART: usize = 50_000;
+/// In the column `staged`: [`NodeFlags::STAGED`].
+const SOUGHT_STAGED: i64 = 1;
+/// In the column `staged`: [`NodeFlags::SUSPECT`] or [`NodeFlags::UNSETTLED`].
+const SOUGHT_OWED: i64 = 2;
 /// Slot of directories above the protected ones, and of mount points: never found by inode number.
 pub const SLOT_NONE: u32 = u32::MAX;
 
@@ -562,8 +566,18 @@ impl Index {
 
     /// Rows that are staged: the first parts of transfers that did not end.
     pub fn staged(&self) -> Result<Vec<(NodeId, NodeRow)>> {
-        let mut s = self.prepare("SELECT id, data FROM nodes WHERE staged = 1")?;
-        let rows = s.query_map([], |r| {
+        self.sought(SOUGHT_STAGED)
+    }
+
+    /// Rows of files that have to be read again although nobody tells of a change: they changed while they were read, or
+    /// were not found.
+    pub fn owed(&self) -> Result<Vec<(NodeId, NodeRow)>> {
+        self.sought(SOUGHT_OWED)
+    }
+
+    fn sought(&self, why: i64) -> Result<Vec<(NodeId, NodeRow)>> {
+        let mut s = self.prepare("SELECT id, data FROM nodes WHERE staged = ?1")?;
+        let rows = s.query_map([why], |r| {
             Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get::<_, Vec<u8>>(1)?))
         });
         let mut out = Vec::new();
@@ -572,6 +586,25 @@ impl Index {
             out.push((id, self.decode(&blob)?));
         }
         Ok(out)
+    }
+
+    /// Was something left out that is to be tried again? A process that dies takes its list of that with it.
+    pub fn is_incomplete(&self) -> Result<bool> {
+        self.prepare("SELECT count(*) FROM meta WHERE key = 'incomplete'")?
+            .query_row([], |r| r.get::<_, i64>(0))
+            .map(|n| n > 0)
+            .map_err(|e| self.sql(e))
+    }
+
+    /// See [`Index::is_incomplete`].
+    pub fn set_incomplete(&mut self, on: bool) -> Result<()> {
+        self.run(
+            match on {
+                true => "INSERT OR REPLACE INTO meta(key, value) VALUES ('incomplete', x'01')",
+                false => "DELETE FROM meta WHERE key = 'incomplete'",
+            },
+            [],
+        )
     }
 
     /// Nodes in the index.
@@ -615,14 +648,20 @@ impl Index {
     }
 
     fn write_node(&self, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
-        let staged = row.flags.has(NodeFlags::STAGED);
+        let sought = if row.flags.has(NodeFlags::STAGED) {
+            Some(SOUGHT_STAGED)
+        } else if row.flags.has(NodeFlags::SUSPECT) || row.flags.has(NodeFlags::UNSETTLED) {
+            Some(SOUGHT_OWED)
+        } else {
+            None
+        };
         self.run(
             "INSERT OR REPLACE INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![
                 id.0 as i64,
                 row.origin.slot,
                 row.origin.ino as i64,
-                staged.then_some(1),
+                sought,
                 blob
             ],
         )

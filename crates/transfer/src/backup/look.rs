@@ -605,7 +605,7 @@ impl BackupUnit {
             return Ok(());
         }
         tracing::debug!(path = %c.path, "lost sight of a directory: comparing everything");
-        for (id, path) in self.compare_all() {
+        for (id, path) in self.compare_all()? {
             self.queue_compare(&c, path, id);
         }
         Ok(())

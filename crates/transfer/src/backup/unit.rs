@@ -6,8 +6,8 @@ use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
 use super::tree::{OpenDir, RootSpec, Tree};
 use farwrite_core::{
-    BackupCommand, BatchSeq, BytePath, Clock, Commit, Extent, FileId, Kind, Meta, Name, NodeId, Op,
-    Origin, Target, Timestamp, What,
+    BackupCommand, BatchSeq, BytePath, Change, ChangeOp, Clock, Commit, Extent, FileId, Kind, Meta,
+    Name, NodeId, Op, Origin, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -119,6 +119,10 @@ pub struct BackupUnit {
     boundaries: BTreeSet<BytePath>,
     last_batch: Option<BatchSeq>,
     last_clean: bool,
+    /// The index says that something was left out ([`Index::is_incomplete`]).
+    incomplete: bool,
+    /// Nothing is left out any more once the vault has this batch.
+    complete_at: Option<BatchSeq>,
     /// See [`BackupUnit::set_ranges_held`].
     pub(super) ranges_held: usize,
     pub(super) writeback: Writeback,
@@ -167,6 +171,8 @@ impl BackupUnit {
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
+            incomplete: false,
+            complete_at: None,
             ranges_held: RANGES_HELD,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
@@ -183,6 +189,7 @@ impl BackupUnit {
             unit.drop_staged(node)?;
         }
         unit.owed = unit.tree.roots().iter().map(|r| r.id).collect();
+        unit.incomplete = unit.index.is_incomplete()?;
         // What was put into the index must not be committed without its batch.
         if unit.batch.is_empty() {
             unit.index.commit_quietly()?;
@@ -190,6 +197,34 @@ impl BackupUnit {
             unit.close_as(false)?;
         }
         Ok(unit)
+    }
+
+    /// Goes on where an earlier process stopped, if all that has changed since is told of: nothing needs to be compared
+    /// then, and what comes back is only what that process still owed. `None`: it left something out, compare.
+    pub fn resume(&mut self) -> Result<Option<Vec<Change>>, UnitError> {
+        if self.index.is_incomplete()? {
+            return Ok(None);
+        }
+        let mut owed = Vec::new();
+        for (_, row) in self.index.owed()? {
+            let root = |slot| self.tree.roots().iter().find(move |r| r.spec.slot == slot);
+            let Some(root) = root(row.origin.slot) else {
+                return Ok(None);
+            };
+            owed.push(Change {
+                time: self.clock.now(),
+                path: root.spec.path.clone(),
+                dir: root.id,
+                name: None,
+                file: Some(FileId {
+                    dev: root.id.dev,
+                    ino: row.origin.ino,
+                }),
+                op: ChangeOp::Write(None),
+            });
+        }
+        self.owed.clear();
+        Ok(Some(owed))
     }
 
     /// Carries out commands in order. `quiet` empties the sensor and says whether nothing is waiting; it is
@@ -218,6 +253,7 @@ impl BackupUnit {
         }
         self.refresh_touched()?;
         self.close(quiet)?;
+        self.note_completeness()?;
         Ok(RoundReport {
             put_back: std::mem::take(&mut self.put_back),
             batch: self.last_batch,
@@ -264,16 +300,38 @@ impl BackupUnit {
 
     /// Tells the unit that the vault has everything up to `seq`.
     pub fn acked(&mut self, seq: BatchSeq) -> Result<(), IndexError> {
-        self.index.acked(seq)
+        self.index.acked(seq)?;
+        if self.complete_at.is_some_and(|at| at <= seq) {
+            self.complete_at = None;
+            self.incomplete = false;
+            self.index.set_incomplete(false)?;
+        }
+        Ok(())
     }
 
-    /// The command that compares everything: first backup, and catch-up after a time without a sensor.
-    pub fn compare_all(&self) -> Vec<(FileId, BytePath)> {
-        self.tree
-            .roots()
-            .iter()
-            .map(|r| (r.id, r.spec.path.clone()))
-            .collect()
+    /// What would be left undone if this process ended now stays written in the index, until
+    /// the vault has all of it.
+    fn note_completeness(&mut self) -> Result<(), UnitError> {
+        if !self.problems.is_empty() || self.problems_lost || self.catching_up() {
+            self.complete_at = None;
+            if !self.incomplete {
+                self.incomplete = true;
+                self.index.set_incomplete(true)?;
+            }
+        } else if self.incomplete && self.complete_at.is_none() {
+            let state = self.index.state();
+            self.complete_at = Some(state.seq);
+            self.acked(state.acked)?;
+        }
+        Ok(())
+    }
+
+    /// The command that compares everything: first backup, and catch-up after a time without a sensor. Until that is done
+    /// and the vault has it, a process after this one has to do so, too.
+    pub fn compare_all(&mut self) -> Result<Vec<(FileId, BytePath)>, UnitError> {
+        self.note_completeness()?;
+        let roots = self.tree.roots().iter();
+        Ok(roots.map(|r| (r.id, r.spec.path.clone())).collect())
     }
 
     /// Counters.
