@@ -21,9 +21,15 @@ char LICENSE[] SEC("license") = "GPL";
 #define TMPFS_MAGIC		0x01021994
 #define BTRFS_FIRST_INO		256	/* the top directory of every subvolume */
 
+#define EPERM			1
 #define EINTR			4
 #define EIO			5
+#define EBADF			9
+#define EAGAIN			11
 #define ENOMEM			12
+#define EINVAL			22
+#define ETXTBSY			26
+#define EFBIG			27
 #define ENOSPC			28
 #define EDQUOT			122
 #define EIOCBQUEUED		529
@@ -502,8 +508,12 @@ static __always_inline int wrote(struct kiocb *iocb, long ret)
 		e.length = ret;
 		return tell(&e);
 	}
-	/* Nothing was written, except that a failed direct write may have left anything. Its end is told by iomap. */
-	if (ret == 0 || ret == -EIOCBQUEUED || !(iocb->ki_flags & IOCB_DIRECT))
+	/* Nothing was written, except that a failed direct write may have left anything, unless it was refused outright. */
+	if (ret == 0 || !(iocb->ki_flags & IOCB_DIRECT))
+		return 0;
+	/* The end of it is told by iomap. */
+	if (ret == -EIOCBQUEUED || ret == -EAGAIN || ret == -EINVAL || ret == -EBADF || ret == -EPERM || ret == -EFBIG ||
+	    ret == -ETXTBSY)
 		return 0;
 	e.length = ~0ull;
 	e.flags = FARWRITE_F_TO_EOF;

@@ -10,21 +10,22 @@
 //! only crate with `unsafe`, all of it in `sys`.
 
 mod clock;
+#[cfg(feature = "ebpf")]
+mod ebpf;
 mod fanotify;
 mod inotify;
 mod mark;
 mod open;
 mod probe;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the sensors that read records come next")
-)]
+#[cfg(any(feature = "ebpf", test))]
 mod record;
 mod scan;
 mod source;
 mod sys;
 mod wake;
 
+#[cfg(feature = "ebpf")]
+pub use ebpf::EbpfSource;
 pub use fanotify::FanotifySource;
 pub use inotify::InotifySource;
 pub use open::open;

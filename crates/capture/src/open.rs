@@ -26,6 +26,7 @@ pub fn open(
     opts: &SensorOptions,
 ) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
     match choice {
+        SensorChoice::Ebpf => Ok((ebpf(roots, opts)?, "chosen by hand".into())),
         SensorChoice::Fanotify => Ok((
             Box::new(FanotifySource::open(roots, opts)?),
             "chosen by hand".into(),
@@ -42,6 +43,19 @@ pub fn open(
     }
 }
 
+#[cfg(feature = "ebpf")]
+fn ebpf(roots: &[WatchRoot], opts: &SensorOptions) -> Result<Box<dyn ChangeSource>, SensorError> {
+    Ok(Box::new(crate::EbpfSource::open(roots, opts)?))
+}
+
+#[cfg(not(feature = "ebpf"))]
+fn ebpf(roots: &[WatchRoot], _opts: &SensorOptions) -> Result<Box<dyn ChangeSource>, SensorError> {
+    if roots.is_empty() {
+        return Err(SensorError::NoRoots);
+    }
+    Err(SensorError::without_ebpf())
+}
+
 fn auto(
     roots: &[WatchRoot],
     opts: &SensorOptions,
@@ -53,21 +67,23 @@ fn auto(
         );
         return Ok((Box::new(ScanSource::open(roots, opts)?), why));
     }
-    let fanotify = match FanotifySource::open(roots, opts) {
-        Ok(s) => {
-            return Ok((
-                Box::new(s),
-                "sees whole filesystems, names and identities".into(),
-            ));
-        }
+    let ebpf = match ebpf(roots, opts) {
+        Ok(s) => return Ok((s, "sees exact byte ranges and mapped stores".into())),
         Err(e @ (SensorError::NoRoots | SensorError::Root { .. })) => return Err(e),
         Err(e) => e,
     };
-    let inotify = match InotifySource::open(roots, opts) {
-        Ok(s) => return Ok((Box::new(s), fanotify.to_string())),
+    let fanotify = match FanotifySource::open(roots, opts) {
+        Ok(s) => {
+            let why = format!("sees whole filesystems, names and identities; {ebpf}");
+            return Ok((Box::new(s), why));
+        }
         Err(e) => e,
     };
-    let why = format!("{fanotify}; {inotify}");
+    let inotify = match InotifySource::open(roots, opts) {
+        Ok(s) => return Ok((Box::new(s), format!("{ebpf}; {fanotify}"))),
+        Err(e) => e,
+    };
+    let why = format!("{ebpf}; {fanotify}; {inotify}");
     Ok((Box::new(ScanSource::open(roots, opts)?), why))
 }
 

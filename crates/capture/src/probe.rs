@@ -22,7 +22,26 @@ pub struct SensorProbe {
 
 /// Tries every sensor, best first. Leaves nothing behind.
 pub fn probe() -> Vec<SensorProbe> {
-    vec![probe_fanotify(), probe_inotify(), probe_scan()]
+    vec![
+        probe_ebpf(),
+        probe_fanotify(),
+        probe_inotify(),
+        probe_scan(),
+    ]
+}
+
+fn probe_ebpf() -> SensorProbe {
+    #[cfg(feature = "ebpf")]
+    let tried = crate::EbpfSource::attempt();
+    #[cfg(not(feature = "ebpf"))]
+    let tried = Err(SensorError::without_ebpf());
+    result(
+        SensorKind::Ebpf,
+        tried,
+        "every operation with exact byte ranges and mapped stores, on ext4, xfs, btrfs and tmpfs; goes on while \
+         the daemon is away",
+        Vec::new(),
+    )
 }
 
 fn probe_fanotify() -> SensorProbe {

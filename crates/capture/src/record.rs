@@ -113,6 +113,8 @@ impl<'a> Record<'a> {
     /// What it says of a file's content or attributes; `None` if it is about names.
     fn content(&self) -> Option<ChangeOp> {
         Some(match self.op {
+            // All of it: which bytes is not known.
+            op::WRITE if self.has(flag::TO_EOF) && self.offset == 0 => ChangeOp::Write(None),
             op::WRITE => ChangeOp::Write(Some(self.extent())),
             op::MMAP if self.has(flag::SHARED) => ChangeOp::Mapped(None),
             op::MMAP => ChangeOp::Mapped(Some(self.extent())),
@@ -457,6 +459,10 @@ mod tests {
             told(&bytes).1,
             [format!("write    /data/f [9..{}] (11 77)", u64::MAX)]
         );
+        let bytes = Make::new(op::WRITE, 0, flag::TO_EOF)
+            .extent(0, u64::MAX)
+            .paths(b"f", b"");
+        assert_eq!(told(&bytes).1, ["write    /data/f (11 77)"]);
         let bytes = Make::new(op::TRUNCATE, 0, 0)
             .extent(9, u64::MAX)
             .paths(b"f", b"");

@@ -149,6 +149,8 @@ pub enum ReadState {
 /// Which sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SensorKind {
+    /// eBPF programs in the kernel.
+    Ebpf,
     /// fanotify(7) with a mark on the whole filesystem.
     Fanotify,
     /// inotify(7) with a watch on each directory.
@@ -160,6 +162,7 @@ pub enum SensorKind {
 impl fmt::Display for SensorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            SensorKind::Ebpf => "ebpf",
             SensorKind::Fanotify => "fanotify",
             SensorKind::Inotify => "inotify",
             SensorKind::Scan => "scan",
@@ -173,6 +176,8 @@ pub enum SensorChoice {
     /// The best that this machine allows.
     #[default]
     Auto,
+    /// This or an error.
+    Ebpf,
     /// This or an error.
     Fanotify,
     /// This or an error.
@@ -287,4 +292,15 @@ pub enum SensorError {
         /// Why.
         source: io::Error,
     },
+}
+
+#[cfg(not(feature = "ebpf"))]
+impl SensorError {
+    pub(crate) fn without_ebpf() -> SensorError {
+        SensorError::Unavailable {
+            sensor: SensorKind::Ebpf,
+            why: "this program was built without it".into(),
+            remedy: "build it with the feature ebpf".into(),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The edges: order, filters, overflow, limits, depth, odd names, mounts, the waker, letting go.
 
-use crate::place::{On, Place, byte_path, drain, id_of, sensor_on};
+use crate::place::{On, Place, byte_path, drain, id_of, sensor_on, sensors};
 use farwrite_capture::{
     ReadState, SensorChoice, SensorKind, SensorOptions, WatchRoot, open, probe,
 };
@@ -13,6 +13,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const BOTH: [SensorKind; 2] = [SensorKind::Fanotify, SensorKind::Inotify];
+
+/// Those of this run that tell of each change.
+fn telling() -> Vec<SensorKind> {
+    let mut all = sensors();
+    all.retain(|k| *k != SensorKind::Scan);
+    all
+}
+
 /// Longer than any of these tests should take.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -37,7 +45,7 @@ fn short(root: &Path, changes: &[Change]) -> Vec<String> {
 
 #[test]
 fn messages_come_in_order() {
-    for kind in BOTH {
+    for kind in telling() {
         let place = Place::new(On::Tmpfs);
         let r = place.root();
         fs::create_dir(r.join("d")).unwrap();
@@ -76,7 +84,7 @@ fn messages_come_in_order() {
 
 #[test]
 fn what_happens_outside_or_in_skipped_trees_is_dropped() {
-    for kind in BOTH {
+    for kind in telling() {
         let place = Place::new(On::Tmpfs);
         let r = place.root();
         fs::create_dir_all(r.join("vault/x")).unwrap();
@@ -206,7 +214,7 @@ fn a_queue_that_is_never_empty_is_still_drained_of_what_was_in_it() {
 
 #[test]
 fn a_wake_ends_a_blocked_read() {
-    for kind in [SensorKind::Fanotify, SensorKind::Inotify, SensorKind::Scan] {
+    for kind in sensors() {
         let place = Place::new(On::Tmpfs);
         let mut s = place.sensor(kind);
         drain(&mut *s);
@@ -331,7 +339,7 @@ fn paths_beyond_path_max_are_followed() {
 
 #[test]
 fn names_of_any_bytes_come_through() {
-    for kind in BOTH {
+    for kind in telling() {
         let place = Place::new(On::Tmpfs);
         let long = vec![0xfe; 255];
         let names: [&[u8]; 6] = [
@@ -355,7 +363,7 @@ fn names_of_any_bytes_come_through() {
             fs::write(d.join(OsStr::from_bytes(n)), b"x").unwrap();
             let f = byte_path(&d.join(OsStr::from_bytes(n)));
             let seen = drain(&mut *s);
-            let write = seen.iter().find(|c| c.op == ChangeOp::Write(None));
+            let write = seen.iter().find(|c| matches!(c.op, ChangeOp::Write(_)));
             let write = write.unwrap_or_else(|| panic!("{kind} {n:?}: {seen:?}"));
             assert_eq!((&write.path, write.dir), (&f, id_of(&d)));
             assert_eq!(write.file, Some(id_of(f.as_path())));
@@ -365,7 +373,7 @@ fn names_of_any_bytes_come_through() {
 
 #[test]
 fn a_bind_mount_is_seen_under_its_own_path_and_from_the_other_side() {
-    for kind in BOTH {
+    for kind in telling() {
         let mut place = Place::new(On::Tmpfs);
         let (r, m) = (place.root(), place.base.join("mnt"));
         fs::create_dir_all(r.join("sub")).unwrap();
@@ -386,7 +394,7 @@ fn a_bind_mount_is_seen_under_its_own_path_and_from_the_other_side() {
 
 #[test]
 fn a_root_that_is_moved_or_removed_is_told_of() {
-    for kind in BOTH {
+    for kind in telling() {
         let place = Place::new(On::Tmpfs);
         let (r, away) = (place.root(), place.outside().join("away"));
         let mut s = place.sensor(kind);
@@ -416,7 +424,7 @@ fn a_root_that_is_moved_or_removed_is_told_of() {
 
 #[test]
 fn repeated_writes_of_one_read_are_one_message() {
-    for kind in BOTH {
+    for kind in telling() {
         let place = Place::new(On::Tmpfs);
         let files: Vec<_> = (0..3)
             .map(|i| fs::File::create(place.root().join(format!("f{i}"))).unwrap())
@@ -431,20 +439,28 @@ fn repeated_writes_of_one_read_are_one_message() {
 }
 
 #[test]
-fn auto_takes_fanotify_and_the_probe_agrees() {
+fn auto_takes_the_best_that_the_probe_finds_available() {
     let place = Place::new(On::Tmpfs);
+    let probes = probe();
     let (s, why) = open(
         SensorChoice::Auto,
         &[place.watch()],
         &SensorOptions::default(),
     )
     .unwrap();
-    assert_eq!(s.kind(), SensorKind::Fanotify, "{why}");
-    let probes = probe();
-    assert_eq!(probes.len(), 3);
-    assert!(probes.iter().all(|p| p.available), "{probes:?}");
+    let best = probes.iter().find(|p| p.available).unwrap();
+    assert_eq!(s.kind(), best.kind, "{why}; {probes:?}");
+    s.close();
+    let of = |kind| probes.iter().find(|p| p.kind == kind).unwrap();
+    for kind in [SensorKind::Fanotify, SensorKind::Inotify, SensorKind::Scan] {
+        assert!(of(kind).available, "{probes:?}");
+    }
+    let ebpf = of(SensorKind::Ebpf);
+    // Where it is refused, it is said why, and what to do.
+    assert_eq!(ebpf.available, ebpf.remedy.is_empty(), "{ebpf:?}");
+    assert!(!ebpf.why.is_empty());
     assert!(
-        probes[1]
+        of(SensorKind::Inotify)
             .limits
             .iter()
             .any(|(n, v)| n == "fs.inotify.max_user_watches" && *v > 0)

@@ -2,7 +2,7 @@
 //! covered by a `Subtree` or `Overflow`, for a consumer that keeps
 //! the rules in `ChangeSource::read`.
 
-use crate::place::{On, Place, byte_path, id_of};
+use crate::place::{On, Place, byte_path, id_of, is_exact, sensors};
 use farwrite_capture::{ChangeSource, ReadState, SensorKind};
 use farwrite_core::{Change, ChangeOp, FileId, Name};
 use std::collections::{HashMap, HashSet};
@@ -293,6 +293,7 @@ fn storm(kind: SensorKind, on: On, seed: u64, threads: u64) {
         !dirs.is_empty(),
         "{what}: the storm left directories to check"
     );
+    s.close();
 }
 
 #[test]
@@ -308,5 +309,15 @@ fn nothing_changes_without_a_message_inotify() {
     for seed in 1..=4 {
         storm(SensorKind::Inotify, On::Disk, seed, 1);
         storm(SensorKind::Inotify, On::Tmpfs, seed, 3);
+    }
+}
+
+#[test]
+fn nothing_changes_without_a_message_from_inside_the_kernel() {
+    for kind in sensors().into_iter().filter(|k| is_exact(*k)) {
+        for seed in 1..=2 {
+            storm(kind, On::Disk, seed, 1);
+            storm(kind, On::Tmpfs, seed, 3);
+        }
     }
 }

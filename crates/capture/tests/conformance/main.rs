@@ -6,5 +6,7 @@
 
 mod behaviour;
 mod contract;
+mod exact;
+mod more;
 mod place;
 mod table;

@@ -1,8 +1,8 @@
 //! A protected directory and its outside, on ext4 (whatever the build directory is on) or a tmpfs of its own.
 
 use farwrite_capture::{
-    ChangeSource, FanotifySource, InotifySource, ReadState, ScanSource, SensorKind, SensorOptions,
-    WatchRoot,
+    ChangeSource, EbpfSource, FanotifySource, InotifySource, ReadState, ScanSource, SensorKind,
+    SensorOptions, WatchRoot,
 };
 use farwrite_core::{BytePath, Change, FileId};
 use std::ffi::CString;
@@ -24,7 +24,8 @@ pub struct Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
-    /// The build directory's: other programs change files there as well, so hard-linked ones of theirs show by identity.
+    /// The build directory's, or that of `FARWRITE_CONFORMANCE_DIR`: other programs may change files there as well, so
+    /// hard-linked ones of theirs show by identity.
     Disk,
     /// Our own alone.
     Tmpfs,
@@ -41,7 +42,9 @@ impl Place {
     pub fn new(on: On) -> Self {
         need_root();
         let turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = std::env::var_os("FARWRITE_CONFORMANCE_DIR");
+        let dir = dir.unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
+        let dir = tempfile::tempdir_in(dir).unwrap();
         let mut place = Place {
             base: dir.path().canonicalize().unwrap(),
             mounts: Vec::new(),
@@ -74,6 +77,14 @@ impl Place {
         self.mounts.push(to);
     }
 
+    pub fn unmount(&mut self, at: &Path) {
+        let target = CString::new(at.as_os_str().as_bytes()).unwrap();
+        // SAFETY: a NUL-terminated path that outlives the call.
+        let r = unsafe { libc::umount2(target.as_ptr(), 0) };
+        assert_eq!(r, 0, "umount: {}", std::io::Error::last_os_error());
+        self.mounts.retain(|m| m != at);
+    }
+
     pub fn root(&self) -> PathBuf {
         self.base.join("root")
     }
@@ -95,8 +106,32 @@ impl Place {
     }
 }
 
+/// The sensors that this machine is to be tested with: those of `FARWRITE_CONFORMANCE_SENSORS`, by name, or what works on any.
+pub fn sensors() -> Vec<SensorKind> {
+    let all = [
+        SensorKind::Ebpf,
+        SensorKind::Fanotify,
+        SensorKind::Inotify,
+        SensorKind::Scan,
+    ];
+    match std::env::var("FARWRITE_CONFORMANCE_SENSORS") {
+        Ok(names) => {
+            let named = |n: &str| all.into_iter().find(|k| k.to_string() == n);
+            let named = |n| named(n).unwrap_or_else(|| panic!("there is no sensor {n}"));
+            names.split(',').map(named).collect()
+        }
+        Err(_) => vec![SensorKind::Fanotify, SensorKind::Inotify, SensorKind::Scan],
+    }
+}
+
+/// Is it one that sees ranges, from inside the kernel?
+pub fn is_exact(kind: SensorKind) -> bool {
+    kind == SensorKind::Ebpf
+}
+
 pub fn sensor_on(kind: SensorKind, root: WatchRoot, opts: &SensorOptions) -> Box<dyn ChangeSource> {
     match kind {
+        SensorKind::Ebpf => Box::new(EbpfSource::open(&[root], opts).unwrap()),
         SensorKind::Fanotify => Box::new(FanotifySource::open(&[root], opts).unwrap()),
         SensorKind::Inotify => Box::new(InotifySource::open(&[root], opts).unwrap()),
         SensorKind::Scan => Box::new(ScanSource::open(&[root], opts).unwrap()),

@@ -167,8 +167,12 @@ fn apply(config: &mut Config, change: &SettingsChange) -> Answer<()> {
         config.interval().map_err(told("interval"))?;
     }
     if let Some(text) = &change.sensor {
-        config.sensor = config::Sensor::from_str(text.trim(), true)
-            .map_err(|_| Fault::field("sensor", "this is none of auto, fanotify, inotify, scan"))?;
+        config.sensor = config::Sensor::from_str(text.trim(), true).map_err(|_| {
+            Fault::field(
+                "sensor",
+                "this is none of auto, ebpf, fanotify, inotify, scan",
+            )
+        })?;
     }
     if let Some(text) = &change.bandwidth {
         config.bandwidth = text.trim().to_owned();

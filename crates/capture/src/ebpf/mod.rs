@@ -1,0 +1,662 @@
+//! The eBPF sensor: programs at the exit of the kernel's functions through which changes pass (bpf/farwrite.bpf.c), on a stock
+//! kernel. Sees exact byte ranges and stores through shared mappings.
+//!
+//! Programs and maps are pinned in bpffs, so that they go on recording when this process ends in any way but by
+//! [`ChangeSource::close`]; records stay in the ring until they are released. Never holds an application up: what finds no
+//! room is counted, and its root is compared.
+
+mod hooks;
+mod mount;
+mod programs;
+mod ring;
+mod shared;
+
+use crate::clock::now;
+use crate::mark::Mark;
+use crate::record::{self, RecordRoot, Told};
+use crate::wake::{Ready, Waker, deadline};
+use crate::{
+    ChangeSource, Continuity, READ_CHANGES, ReadState, SensorError, SensorKind, SensorOptions,
+    SensorStats, WatchRoot,
+};
+use farwrite_core::{BytePath, Change, ChangeOp, Extent, FileId, Guarantee, Name};
+use hooks::Fs;
+use libbpf_rs::{MapCore, MapFlags};
+use mount::Mounted;
+use programs::{Missing, Programs};
+use ring::{Mapping, Next, Ring};
+use rustix::event::epoll;
+use shared::{Control, Device, ROOTS_MAX, Root};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// How often the kernel is asked whether a program could not run.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// See the module's text.
+pub struct EbpfSource {
+    programs: Programs,
+    control: Mapping,
+    ring: Ring,
+    /// Readable when the ring's reader is woken, whatever is unreleased.
+    wakes: OwnedFd,
+    waker: Waker,
+    watch: Vec<WatchRoot>,
+    /// By the number that the records have.
+    roots: Vec<Option<RecordRoot>>,
+    /// Which were found being recorded.
+    known: Vec<(FileId, bool)>,
+    skip: Vec<BytePath>,
+    /// Held open: see [`Mounted`].
+    mounted: Vec<Mounted>,
+    mark: Mark,
+    /// Losses told of, not yet released.
+    told: [u64; ROOTS_MAX],
+    missed: u64,
+    checked: Instant,
+    /// Something was handed out since the last release.
+    owing: bool,
+    stats: SensorStats,
+}
+
+impl EbpfSource {
+    /// Starts recording, or takes over a recording that goes on. From its return on nothing is missed.
+    pub fn open(roots: &[WatchRoot], opts: &SensorOptions) -> Result<Self, SensorError> {
+        if roots.is_empty() {
+            return Err(SensorError::NoRoots);
+        }
+        let mut mounted = Vec::new();
+        let mut filesystems = Vec::new();
+        for root in roots {
+            let m = mount::of(root).map_err(|source| SensorError::Root {
+                path: root.path.clone(),
+                source,
+            })?;
+            let fs = Fs::by_name(&m.fs_type).ok_or_else(|| {
+                unavailable(Missing {
+                    why: format!("{} is on {}", root.path, m.fs_type),
+                    remedy: format!("it covers {}; use another sensor", Fs::NAMES),
+                })
+            })?;
+            mounted.push(m);
+            filesystems.push(fs);
+        }
+        if roots.len() > ROOTS_MAX {
+            return Err(unavailable(Missing {
+                why: format!("it takes {ROOTS_MAX} directories at most"),
+                remedy: "use another sensor".into(),
+            }));
+        }
+        let programs = programs::start(&filesystems).map_err(unavailable)?;
+        Self::with(programs, roots, mounted, opts)
+    }
+
+    /// Tries everything that opening takes on an ext4 root. Leaves nothing behind, and leaves alone what is at work.
+    pub(crate) fn attempt() -> Result<(), SensorError> {
+        programs::attempt(&[Fs::Ext4]).map_err(unavailable)
+    }
+
+    fn with(
+        programs: Programs,
+        roots: &[WatchRoot],
+        mounted: Vec<Mounted>,
+        opts: &SensorOptions,
+    ) -> Result<Self, SensorError> {
+        let made = memory(&programs).map_err(failed);
+        let (control, ring, wakes, waker) =
+            match made.and_then(|(c, r, w)| Ok((c, r, w, Waker::new()?))) {
+                Ok(m) => m,
+                Err(e) => {
+                    programs.remove();
+                    return Err(e);
+                }
+            };
+        let mut source = EbpfSource {
+            control,
+            ring,
+            wakes,
+            waker,
+            watch: roots.to_vec(),
+            roots: vec![None; ROOTS_MAX],
+            known: Vec::new(),
+            skip: opts.skip.clone(),
+            mounted,
+            mark: Mark::default(),
+            told: [0; ROOTS_MAX],
+            missed: 0,
+            checked: Instant::now(),
+            owing: false,
+            stats: SensorStats::default(),
+            programs,
+        };
+        match source.begin() {
+            Ok(()) => Ok(source),
+            Err(e) => {
+                Box::new(source).close();
+                Err(failed(e))
+            }
+        }
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        self.set_clock();
+        self.sign()?;
+        self.place_roots().map_err(io::Error::other)?;
+        // A page that was dirty before now raises nothing when it is stored to: make it clean.
+        for (m, (_, known)) in self.mounted.iter().zip(&self.known) {
+            if !known {
+                rustix::fs::syncfs(&m.dir)?;
+            }
+        }
+        self.stats.hooked = self.programs.hooked();
+        Ok(())
+    }
+
+    fn shared(&self) -> &Control {
+        self.control.shared()
+    }
+
+    /// New maps are told who they are; what was told of earlier losses is remembered.
+    fn sign(&mut self) -> io::Result<()> {
+        if !self.programs.adopted {
+            let mut instance = [0; 16];
+            getrandom::fill(&mut instance).map_err(io::Error::other)?;
+            self.programs.sign(self.shared(), instance);
+        }
+        let c = self.shared();
+        let told = std::array::from_fn(|i| c.lost_told[i].load(Ordering::Relaxed));
+        let missed = c.missed_told.load(Ordering::Relaxed);
+        self.told = told;
+        self.missed = missed;
+        Ok(())
+    }
+
+    /// Writes the roots into the maps, keeping the numbers of those that are there.
+    fn place_roots(&mut self) -> libbpf_rs::Result<()> {
+        let old = self.old_roots()?;
+        let mut table: Vec<Root> = old.iter().map(|r| Root { state: 0, ..*r }).collect();
+        // Numbers of former roots may stand in records that are still in the ring.
+        let mut free = (0..ROOTS_MAX)
+            .filter(|n| old[*n].state == 0)
+            .collect::<Vec<_>>();
+        free.reverse();
+        for (root, m) in self.watch.iter().zip(&self.mounted) {
+            let new = Root {
+                dev: shared::kernel_dev(root.id.dev),
+                ino: root.id.ino,
+                sb_dev: m.sb_dev,
+                state: shared::ROOT_RECORDED,
+            };
+            let found = old.iter().position(|r| *r == new);
+            let number = found.or_else(|| free.pop()).ok_or_else(|| {
+                libbpf_rs::Error::from(io::Error::other("too many directories came and went"))
+            })?;
+            table[number] = new;
+            self.known.push((root.id, found.is_some()));
+            self.roots[number] = Some(RecordRoot {
+                root: root.clone(),
+                dev: new.dev as u32,
+            });
+        }
+        self.write(&table)
+    }
+
+    fn old_roots(&self) -> libbpf_rs::Result<Vec<Root>> {
+        let unused = Root {
+            dev: 0,
+            ino: 0,
+            sb_dev: 0,
+            state: 0,
+        };
+        (0..ROOTS_MAX as u32)
+            .map(|n| {
+                let bytes = self
+                    .programs
+                    .roots
+                    .lookup(&n.to_ne_bytes(), MapFlags::ANY)?;
+                Ok(bytes.and_then(|b| Root::parse(&b)).unwrap_or(unused))
+            })
+            .collect()
+    }
+
+    /// Puts the table into the kernel's maps, and takes out what is not in it. New places come before the devices that make
+    /// the programs look at them.
+    fn write(&self, table: &[Root]) -> libbpf_rs::Result<()> {
+        let mut devices: BTreeMap<u64, Device> = BTreeMap::new();
+        let mut places: HashMap<[u8; 16], u32> = HashMap::new();
+        for (n, r) in table.iter().enumerate().filter(|(_, r)| r.state != 0) {
+            let d = devices.entry(r.dev).or_default();
+            d.roots |= 1 << n;
+            d.bits |= shared::ino_bit(r.ino);
+            places.insert(shared::place(r.dev, r.ino), n as u32);
+        }
+        for path in &self.skip {
+            let Ok(stat) = rustix::fs::stat(path.as_path()) else {
+                continue;
+            };
+            let (dev, ino) = (shared::kernel_dev(stat.st_dev), stat.st_ino);
+            if let Some(d) = devices.get_mut(&dev) {
+                d.bits |= shared::ino_bit(ino);
+                places
+                    .entry(shared::place(dev, ino))
+                    .or_insert(shared::PLACE_SKIP);
+            }
+        }
+        let p = &self.programs;
+        for (n, r) in (0u32..).zip(table) {
+            p.roots
+                .update(&n.to_ne_bytes(), &r.bytes(), MapFlags::ANY)?;
+        }
+        for (key, number) in &places {
+            p.places.update(key, &number.to_ne_bytes(), MapFlags::ANY)?;
+        }
+        for (dev, d) in &devices {
+            p.devices
+                .update(&dev.to_ne_bytes(), &d.bytes(), MapFlags::ANY)?;
+        }
+        let stale = |map: &libbpf_rs::MapHandle, keep: &dyn Fn(&[u8]) -> bool| {
+            let keys: Vec<Vec<u8>> = map.keys().filter(|k| !keep(k)).collect();
+            keys.iter().try_for_each(|k| map.delete(k))
+        };
+        stale(&p.devices, &|k| {
+            devices.keys().any(|dev| k == dev.to_ne_bytes())
+        })?;
+        stale(&p.places, &|k| places.keys().any(|key| k == key))
+    }
+
+    /// The programs know the time since boot only.
+    fn set_clock(&self) {
+        let time = |id| {
+            let t = rustix::time::clock_gettime(id);
+            t.tv_sec as i128 * 1_000_000_000 + i128::from(t.tv_nsec)
+        };
+        let offset = time(rustix::time::ClockId::Realtime) - time(rustix::time::ClockId::Monotonic);
+        self.shared()
+            .clock_offset
+            .store(offset as u64, Ordering::Relaxed);
+    }
+
+    /// Takes what is in the ring, about [`READ_CHANGES`] at most. Says whether all is taken that was there when the last call
+    /// that said so had ended.
+    fn take(&mut self, out: &mut Vec<Change>) -> Result<ReadState, SensorError> {
+        let begin = self.ring.position();
+        let head = self.ring.head();
+        let mut batch = Batch::new(out, &self.skip);
+        let state = loop {
+            if batch.out.len() - batch.first >= READ_CHANGES {
+                break ReadState::More;
+            }
+            match self.ring.next() {
+                Next::Empty => break ReadState::Drained,
+                Next::Corrupt => {
+                    return Err(SensorError::Read {
+                        sensor: SensorKind::Ebpf,
+                        source: io::Error::other("the ring holds what is no record"),
+                    });
+                }
+                Next::Record(bytes) => {
+                    self.stats.seen += 1;
+                    if batch.add(bytes, &self.roots) == Told::Garbled {
+                        self.stats.lost += 1;
+                    }
+                }
+            }
+        };
+        let taken = batch.out.len() - batch.first;
+        self.stats.filtered += batch.filtered;
+        self.stats.merged += batch.merged;
+        self.stats.delivered += taken as u64;
+        self.owing |= taken > 0;
+        self.mark.read(self.ring.position() - begin);
+        if state == ReadState::Drained {
+            self.mark.clear();
+            return Ok(state);
+        }
+        let waiting = head.saturating_sub(self.ring.position());
+        let set = self.mark.set(|| Ok::<_, std::convert::Infallible>(waiting));
+        match set {
+            Ok(()) if self.mark.is_reached() => Ok(ReadState::Drained),
+            _ => Ok(ReadState::More),
+        }
+    }
+
+    /// Tells of what had no room. The pages that a lost message was about are writable: they are cleaned first, so that the
+    /// next store is seen.
+    fn losses(&mut self, out: &mut Vec<Change>) {
+        let lost: [u64; ROOTS_MAX] =
+            std::array::from_fn(|i| self.shared().lost[i].load(Ordering::Acquire));
+        let mut missed = self.missed;
+        if self.checked.elapsed() >= CHECK {
+            self.checked = Instant::now();
+            missed = self.programs.missed();
+        }
+        if lost == self.told && missed <= self.missed {
+            return;
+        }
+        let all = missed > self.missed;
+        let concerned: Vec<WatchRoot> = (self.roots.iter().zip(lost).zip(self.told))
+            .filter(|((_, lost), told)| all || lost != told)
+            .filter_map(|((root, _), _)| Some(root.as_ref()?.root.clone()))
+            .collect();
+        self.told = lost;
+        self.missed = missed.max(self.missed);
+        self.owing = true;
+        if concerned.is_empty() {
+            return;
+        }
+        for (root, m) in self.watch.iter().zip(&self.mounted) {
+            if concerned.contains(root)
+                && let Err(e) = rustix::fs::syncfs(&m.dir)
+            {
+                tracing::warn!(root = %root.path, "syncfs after a loss: {e}");
+            }
+        }
+        self.stats.overflows += 1;
+        self.stats.delivered += concerned.len() as u64;
+        out.extend(concerned.iter().map(|r| r.whole(now(), ChangeOp::Overflow)));
+    }
+
+    fn is_lossless(&self) -> bool {
+        let c = self.shared();
+        (c.lost.iter().zip(self.told)).all(|(l, told)| l.load(Ordering::Acquire) == told)
+    }
+
+    /// Sleeps until a program wakes us, the waker does, or the time has come.
+    fn sleep(&mut self, until: Instant) -> Result<Ready, SensorError> {
+        let c = self.shared();
+        c.waiting.store(1, Ordering::SeqCst);
+        // Against the program that puts its record into the ring and then looks at `waiting`.
+        fence(Ordering::SeqCst);
+        let ready = match self.ring.is_ready() || !self.is_lossless() {
+            true => Ok(Ready::Events),
+            false => self.waker.wait(Some(self.wakes.as_fd()), until),
+        };
+        c.waiting.store(0, Ordering::SeqCst);
+        let read = |e: rustix::io::Errno| SensorError::Read {
+            sensor: SensorKind::Ebpf,
+            source: e.into(),
+        };
+        let ready = ready.map_err(read)?;
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match epoll::wait(&self.wakes, &mut events, Some(&zero)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(ready),
+            Err(e) => Err(read(e)),
+        }
+    }
+}
+
+/// The maps' memory, and what the ring's wake-ups arrive at.
+fn memory(programs: &Programs) -> io::Result<(Mapping, Ring, OwnedFd)> {
+    let control = Mapping::new(programs.control.as_fd(), 0, size_of::<Control>(), true)?;
+    let ring = Ring::new(programs.ring.as_fd(), programs.ring.max_entries())?;
+    let wakes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    // Edges: what is read and not released keeps the ring readable.
+    epoll::add(
+        &wakes,
+        &programs.ring,
+        epoll::EventData::new_u64(0),
+        epoll::EventFlags::IN | epoll::EventFlags::ET,
+    )?;
+    Ok((control, ring, wakes))
+}
+
+fn unavailable(m: Missing) -> SensorError {
+    SensorError::Unavailable {
+        sensor: SensorKind::Ebpf,
+        why: m.why,
+        remedy: m.remedy,
+    }
+}
+
+fn failed(source: io::Error) -> SensorError {
+    unavailable(Missing {
+        why: format!("setting it up failed: {source}"),
+        remedy: "use another sensor".into(),
+    })
+}
+
+/// Where a file's last message is, as long as another one of the same kind can be made one with it.
+type Last = HashMap<(FileId, Option<Name>, Option<FileId>), usize>;
+
+/// The messages of one read: such as are about the same file, with no message about any name between them, become one.
+struct Batch<'a> {
+    out: &'a mut Vec<Change>,
+    first: usize,
+    skip: &'a [BytePath],
+    last: Last,
+    filtered: u64,
+    merged: u64,
+}
+
+impl<'a> Batch<'a> {
+    fn new(out: &'a mut Vec<Change>, skip: &'a [BytePath]) -> Self {
+        Batch {
+            first: out.len(),
+            out,
+            skip,
+            last: HashMap::new(),
+            filtered: 0,
+            merged: 0,
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8], roots: &[Option<RecordRoot>]) -> Told {
+        let mut new = Vec::new();
+        let told = record::changes(bytes, roots, &mut new);
+        if new.is_empty() {
+            self.filtered += 1;
+        }
+        for c in new {
+            if self.is_skipped(&c) {
+                self.filtered += 1;
+            } else if self.merge(&c) {
+                self.merged += 1;
+            } else {
+                self.push(c);
+            }
+        }
+        told
+    }
+
+    fn is_skipped(&self, c: &Change) -> bool {
+        let skipped = |p: &BytePath| self.skip.iter().any(|s| p.starts_with(s));
+        match &c.op {
+            ChangeOp::Rename { to_path, .. } => skipped(&c.path) && skipped(to_path),
+            _ => skipped(&c.path),
+        }
+    }
+
+    fn push(&mut self, c: Change) {
+        match c.op {
+            ChangeOp::Write(_) | ChangeOp::Mapped(_) | ChangeOp::Attrib => {
+                let key = (c.dir, c.name.clone(), c.file);
+                self.last.insert(key, self.out.len());
+            }
+            ChangeOp::Truncate(_) => {
+                self.last.remove(&(c.dir, c.name.clone(), c.file));
+            }
+            _ => self.last.clear(),
+        }
+        self.out.push(c);
+    }
+
+    /// Makes it one with the last message about the file, if together they are one of the same kind.
+    fn merge(&mut self, c: &Change) -> bool {
+        let Some(i) = self.last.get(&(c.dir, c.name.clone(), c.file)) else {
+            return false;
+        };
+        let one = match (&self.out[*i].op, &c.op) {
+            (ChangeOp::Attrib, ChangeOp::Attrib) => ChangeOp::Attrib,
+            (ChangeOp::Write(None), ChangeOp::Write(_)) => ChangeOp::Write(None),
+            (ChangeOp::Mapped(None), ChangeOp::Mapped(_)) => ChangeOp::Mapped(None),
+            (ChangeOp::Write(Some(a)), ChangeOp::Write(Some(b))) => match joined(*a, *b) {
+                Some(e) => ChangeOp::Write(Some(e)),
+                None => return false,
+            },
+            (ChangeOp::Mapped(Some(a)), ChangeOp::Mapped(Some(b))) => match joined(*a, *b) {
+                Some(e) => ChangeOp::Mapped(Some(e)),
+                None => return false,
+            },
+            _ => return false,
+        };
+        self.out[*i].op = one;
+        true
+    }
+}
+
+/// Both as one extent, if there is no gap between them.
+fn joined(a: Extent, b: Extent) -> Option<Extent> {
+    let offset = a.offset.min(b.offset);
+    let end = a.end().max(b.end());
+    let touches = a.offset <= b.end() && b.offset <= a.end();
+    touches.then(|| Extent::new(offset, end - offset))
+}
+
+impl ChangeSource for EbpfSource {
+    fn kind(&self) -> SensorKind {
+        SensorKind::Ebpf
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee {
+            extents: true,
+            mmap: true,
+            persists: true,
+        }
+    }
+
+    fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError> {
+        let until = deadline(timeout);
+        let first = out.len();
+        self.set_clock();
+        let mut woken = false;
+        loop {
+            let state = self.take(out)?;
+            self.losses(out);
+            if out.len() > first || woken || Instant::now() >= until {
+                return Ok(state);
+            }
+            if !self.owing {
+                // All of it was about nothing of ours.
+                self.ring.release();
+            }
+            if state == ReadState::Drained {
+                let until = until.min(self.checked + CHECK);
+                woken = self.sleep(until)? == Ready::Woken;
+            }
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn stats(&self) -> SensorStats {
+        self.stats
+    }
+
+    fn release(&mut self) -> Result<(), SensorError> {
+        self.ring.release();
+        self.owing = false;
+        let c = self.shared();
+        for (at, told) in c.lost_told.iter().zip(self.told) {
+            at.store(told, Ordering::Release);
+        }
+        c.missed_told.store(self.missed, Ordering::Release);
+        Ok(())
+    }
+
+    fn continuity(&self) -> Option<Continuity> {
+        let c = self.shared();
+        Some(Continuity {
+            sensor: SensorKind::Ebpf,
+            instance: c.instance(),
+            epoch: c.epoch.load(Ordering::Relaxed),
+            roots: self.known.clone(),
+        })
+    }
+
+    fn close(self: Box<Self>) {
+        let EbpfSource { programs, .. } = *self;
+        programs.remove();
+    }
+
+    // Drop leaves: the pins keep everything at work, and what was read and not released is read again by the next process.
+    fn leave(self: Box<Self>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(name: &str, op: ChangeOp) -> Change {
+        let id = |ino| FileId { dev: 1, ino };
+        Change {
+            time: now(),
+            path: BytePath::new(format!("/r/{name}")).unwrap(),
+            dir: id(2),
+            name: Some(Name::new(name).unwrap()),
+            file: Some(id(name.len() as u64)),
+            op,
+        }
+    }
+
+    fn write(name: &str, offset: u64, len: u64) -> Change {
+        change(name, ChangeOp::Write(Some(Extent::new(offset, len))))
+    }
+
+    fn batch(changes: Vec<Change>, skip: &[BytePath]) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut b = Batch::new(&mut out, skip);
+        for c in changes {
+            if !b.is_skipped(&c) && !b.merge(&c) {
+                b.push(c);
+            }
+        }
+        out.iter().map(Change::describe).collect()
+    }
+
+    #[test]
+    fn writes_that_touch_become_one() {
+        let all = vec![write("f", 0, 10), write("gg", 5, 5), write("f", 10, 10)];
+        assert_eq!(
+            batch(all, &[]),
+            ["write    /r/f [0..20]", "write    /r/gg [5..10]"]
+        );
+        let apart = vec![write("f", 0, 10), write("f", 11, 10)];
+        assert_eq!(batch(apart, &[]).len(), 2);
+    }
+
+    #[test]
+    fn nothing_is_moved_across_a_truncation_or_a_name() {
+        let cut = vec![
+            write("f", 0, 10),
+            change("f", ChangeOp::Truncate(0)),
+            write("f", 0, 10),
+        ];
+        assert_eq!(batch(cut, &[]).len(), 3);
+        let named = vec![
+            write("f", 0, 10),
+            change("h", ChangeOp::Delete),
+            write("f", 0, 10),
+        ];
+        assert_eq!(batch(named, &[]).len(), 3);
+    }
+
+    #[test]
+    fn a_skipped_tree_is_not_told_of() {
+        let skip = [BytePath::new("/r/vault").unwrap()];
+        let all = vec![write("vault", 0, 1), write("f", 0, 1)];
+        assert_eq!(batch(all, &skip), ["write    /r/f [0..1]"]);
+    }
+}
