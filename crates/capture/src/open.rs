@@ -1,7 +1,7 @@
 //! Chooses and opens a sensor.
 
 use crate::{
-    ChangeSource, FanotifySource, InotifySource, ScanSource, SensorChoice, SensorError,
+    ChangeSource, FanotifySource, InotifySource, ScanSource, SensorChoice, SensorError, SensorKind,
     SensorOptions, WatchRoot,
 };
 
@@ -26,6 +26,11 @@ pub fn open(
     opts: &SensorOptions,
 ) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
     match choice {
+        SensorChoice::Kmod => Err(SensorError::Unavailable {
+            sensor: SensorKind::Kmod,
+            why: "this program was built without it".into(),
+            remedy: "choose another, or auto".into(),
+        }),
         SensorChoice::Ebpf => Ok((ebpf(roots, opts)?, "chosen by hand".into())),
         SensorChoice::Fanotify => Ok((
             Box::new(FanotifySource::open(roots, opts)?),

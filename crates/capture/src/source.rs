@@ -149,6 +149,8 @@ pub enum ReadState {
 /// Which sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SensorKind {
+    /// The loadable kernel module: replaced system calls, and hooks below them.
+    Kmod,
     /// eBPF programs in the kernel.
     Ebpf,
     /// fanotify(7) with a mark on the whole filesystem.
@@ -162,6 +164,7 @@ pub enum SensorKind {
 impl fmt::Display for SensorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            SensorKind::Kmod => "kmod",
             SensorKind::Ebpf => "ebpf",
             SensorKind::Fanotify => "fanotify",
             SensorKind::Inotify => "inotify",
@@ -176,6 +179,8 @@ pub enum SensorChoice {
     /// The best that this machine allows.
     #[default]
     Auto,
+    /// This or an error.
+    Kmod,
     /// This or an error.
     Ebpf,
     /// This or an error.
