@@ -7,17 +7,18 @@
 //! in `docs/capture.md`, which the conformance suite asserts.
 //!
 //! A sensor never changes a file, never holds an application up, and never reads a file's content. This is the
-//! only crate with `unsafe`, all of it in `sys`.
+//! only crate with `unsafe`, all of it in `sys` and the files like it of the kernel sensors.
 
+mod batch;
 mod clock;
 #[cfg(feature = "ebpf")]
 mod ebpf;
 mod fanotify;
 mod inotify;
+mod kmod;
 mod mark;
 mod open;
 mod probe;
-#[cfg(any(feature = "ebpf", test))]
 mod record;
 mod scan;
 mod source;
@@ -28,6 +29,7 @@ mod wake;
 pub use ebpf::EbpfSource;
 pub use fanotify::FanotifySource;
 pub use inotify::InotifySource;
+pub use kmod::KmodSource;
 pub use open::open;
 pub use probe::{SensorProbe, probe};
 pub use scan::ScanSource;

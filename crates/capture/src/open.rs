@@ -1,8 +1,8 @@
 //! Chooses and opens a sensor.
 
 use crate::{
-    ChangeSource, FanotifySource, InotifySource, ScanSource, SensorChoice, SensorError, SensorKind,
-    SensorOptions, WatchRoot,
+    ChangeSource, FanotifySource, InotifySource, KmodSource, ScanSource, SensorChoice, SensorError,
+    SensorKind, SensorOptions, WatchRoot,
 };
 
 /// Filesystems whose files others change as well: the kernel here has nothing to tell of that (statfs(2)).
@@ -26,11 +26,10 @@ pub fn open(
     opts: &SensorOptions,
 ) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
     match choice {
-        SensorChoice::Kmod => Err(SensorError::Unavailable {
-            sensor: SensorKind::Kmod,
-            why: "this program was built without it".into(),
-            remedy: "choose another, or auto".into(),
-        }),
+        SensorChoice::Kmod => Ok((
+            Box::new(KmodSource::open(roots, opts)?),
+            "chosen by hand".into(),
+        )),
         SensorChoice::Ebpf => Ok((ebpf(roots, opts)?, "chosen by hand".into())),
         SensorChoice::Fanotify => Ok((
             Box::new(FanotifySource::open(roots, opts)?),
@@ -72,8 +71,16 @@ fn auto(
         );
         return Ok((Box::new(ScanSource::open(roots, opts)?), why));
     }
+    let kmod = match KmodSource::open(roots, opts) {
+        Ok(s) => {
+            let why = "the module is loaded: sees exact byte ranges and mapped stores";
+            return Ok((Box::new(s), why.into()));
+        }
+        Err(e @ (SensorError::NoRoots | SensorError::Root { .. })) => return Err(e),
+        Err(e) => e,
+    };
     let ebpf = match ebpf(roots, opts) {
-        Ok(s) => return Ok((s, "sees exact byte ranges and mapped stores".into())),
+        Ok(s) => return Ok((s, format!("sees exact byte ranges and mapped stores; {kmod}"))),
         Err(e @ (SensorError::NoRoots | SensorError::Root { .. })) => return Err(e),
         Err(e) => e,
     };

@@ -2,6 +2,7 @@
 
 use crate::{
     FanotifySource, InotifySource, SensorError, SensorKind, SensorOptions, WatchRoot, fanotify,
+    kmod,
 };
 use farwrite_core::BytePath;
 
@@ -23,6 +24,7 @@ pub struct SensorProbe {
 /// Tries every sensor, best first. Leaves nothing behind.
 pub fn probe() -> Vec<SensorProbe> {
     vec![
+        probe_kmod(),
         probe_ebpf(),
         probe_fanotify(),
         probe_inotify(),
@@ -42,6 +44,19 @@ fn probe_ebpf() -> SensorProbe {
          the daemon is away",
         Vec::new(),
     )
+}
+
+fn probe_kmod() -> SensorProbe {
+    let sees = "exact ranges and stores through mappings, also while the daemon is away";
+    match kmod::attempt() {
+        Ok(used) => result(
+            SensorKind::Kmod,
+            Ok(()),
+            &format!("{sees}{used}"),
+            Vec::new(),
+        ),
+        Err(e) => result(SensorKind::Kmod, Err(e), sees, Vec::new()),
+    }
 }
 
 fn probe_fanotify() -> SensorProbe {

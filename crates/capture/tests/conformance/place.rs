@@ -1,7 +1,7 @@
 //! A protected directory and its outside, on ext4 (whatever the build directory is on) or a tmpfs of its own.
 
 use farwrite_capture::{
-    ChangeSource, EbpfSource, FanotifySource, InotifySource, ReadState, ScanSource, SensorKind,
+    ChangeSource, EbpfSource, FanotifySource, InotifySource, KmodSource, ReadState, ScanSource, SensorKind,
     SensorOptions, WatchRoot,
 };
 use farwrite_core::{BytePath, Change, FileId};
@@ -109,6 +109,7 @@ impl Place {
 /// The sensors that this machine is to be tested with: those of `FARWRITE_CONFORMANCE_SENSORS`, by name, or what works on any.
 pub fn sensors() -> Vec<SensorKind> {
     let all = [
+        SensorKind::Kmod,
         SensorKind::Ebpf,
         SensorKind::Fanotify,
         SensorKind::Inotify,
@@ -126,11 +127,12 @@ pub fn sensors() -> Vec<SensorKind> {
 
 /// Is it one that sees ranges, from inside the kernel?
 pub fn is_exact(kind: SensorKind) -> bool {
-    kind == SensorKind::Ebpf
+    matches!(kind, SensorKind::Kmod | SensorKind::Ebpf)
 }
 
 pub fn sensor_on(kind: SensorKind, root: WatchRoot, opts: &SensorOptions) -> Box<dyn ChangeSource> {
     match kind {
+        SensorKind::Kmod => Box::new(KmodSource::open(&[root], opts).unwrap()),
         SensorKind::Ebpf => Box::new(EbpfSource::open(&[root], opts).unwrap()),
         SensorKind::Fanotify => Box::new(FanotifySource::open(&[root], opts).unwrap()),
         SensorKind::Inotify => Box::new(InotifySource::open(&[root], opts).unwrap()),
