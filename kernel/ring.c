@@ -180,7 +180,7 @@ int farwrite_ring_release(u64 position)
 	int error = 0;
 
 	raw_spin_lock_irqsave(&lock, irq);
-	if (position < tail || position > head) {
+	if (position < tail || position > head || position % 8) {
 		error = -EINVAL;
 	} else {
 		tail = position;
@@ -200,7 +200,7 @@ int farwrite_ring_seen(u64 position)
 	int error = 0;
 
 	raw_spin_lock_irqsave(&lock, irq);
-	if (position < tail || position > head)
+	if (position < tail || position > head || position % 8)
 		error = -EINVAL;
 	else
 		seen = position;

@@ -6,6 +6,7 @@
  *   fwctl on DIR...      attaches, switches on, watches; prints "root N fresh F" for each; ends, so recording goes on alone
  *   fwctl off            puts the original system calls back
  *   fwctl read [keep]    prints what the ring holds, one record a line, and releases it (or keeps it)
+ *   fwctl forget         releases what the ring holds without reading it
  *   fwctl info           prints the module's state
  *   fwctl counters       prints "name seen recorded dropped" for each hook that has seen something
  *   fwctl wait           waits until there is something to read
@@ -218,6 +219,7 @@ static void bad(const char *directory)
 	refused("counter from nowhere", ioctl(fd, FARWRITE_IOC_COUNTER, unmapped), EFAULT);
 	refused("watch from a kernel address", ioctl(fd, FARWRITE_IOC_WATCH, wild), EFAULT);
 	refused("release from nowhere", ioctl(fd, FARWRITE_IOC_RELEASE, unmapped), EFAULT);
+	refused("release of a part of a record", ioctl(fd, FARWRITE_IOC_RELEASE, &(uint64_t){ info.tail + 3 }), EINVAL);
 	refused("release beyond the head", ioctl(fd, FARWRITE_IOC_RELEASE, &position), EINVAL);
 	refused("seen beyond the head", ioctl(fd, FARWRITE_IOC_SEEN, &position), EINVAL);
 	refused("a switch that is neither on nor off", ioctl(fd, FARWRITE_IOC_SWITCH, 2), EINVAL);
@@ -397,7 +399,13 @@ int main(int count, char **arguments)
 			die("switch off");
 	} else if (!strcmp(command, "read"))
 		read_all(count > 2);
-	else if (!strcmp(command, "info"))
+	else if (!strcmp(command, "forget")) {
+		int fd = attached();
+		uint64_t head = info_of(fd).head;
+
+		if (ioctl(fd, FARWRITE_IOC_RELEASE, &head))
+			die("release");
+	} else if (!strcmp(command, "info"))
 		info();
 	else if (!strcmp(command, "counters"))
 		counters();
