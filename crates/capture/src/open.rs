@@ -2,7 +2,7 @@
 
 use crate::{
     ChangeSource, FanotifySource, InotifySource, KmodSource, ScanSource, SensorChoice, SensorError,
-    SensorKind, SensorOptions, WatchRoot,
+    SensorOptions, WatchRoot,
 };
 
 /// Filesystems whose files others change as well: the kernel here has nothing to tell of that (statfs(2)).
@@ -80,7 +80,12 @@ fn auto(
         Err(e) => e,
     };
     let ebpf = match ebpf(roots, opts) {
-        Ok(s) => return Ok((s, format!("sees exact byte ranges and mapped stores; {kmod}"))),
+        Ok(s) => {
+            return Ok((
+                s,
+                format!("sees exact byte ranges and mapped stores; {kmod}"),
+            ));
+        }
         Err(e @ (SensorError::NoRoots | SensorError::Root { .. })) => return Err(e),
         Err(e) => e,
     };

@@ -20,7 +20,7 @@ use crate::{
     ChangeSource, Continuity, READ_CHANGES, ReadState, SensorError, SensorKind, SensorOptions,
     SensorStats, WatchRoot,
 };
-use farwrite_core::{BytePath, Change, ChangeOp, Extent, FileId, Guarantee, Name};
+use farwrite_core::{BytePath, Change, ChangeOp, FileId, Guarantee};
 use hooks::Fs;
 use libbpf_rs::{MapCore, MapFlags};
 use mount::Mounted;

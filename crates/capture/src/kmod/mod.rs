@@ -148,7 +148,7 @@ impl KmodSource {
         let (device, before) = device()?;
         device.attach().map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => unavailable(
-                format!("process {} uses the module", before.consumer),
+                format!("another process ({}) uses the module", before.consumer),
                 "one at a time can: stop it, or use another sensor",
             ),
             _ => failed("attaching to the module", &e),

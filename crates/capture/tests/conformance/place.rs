@@ -1,8 +1,8 @@
 //! A protected directory and its outside, on ext4 (whatever the build directory is on) or a tmpfs of its own.
 
 use farwrite_capture::{
-    ChangeSource, EbpfSource, FanotifySource, InotifySource, KmodSource, ReadState, ScanSource, SensorKind,
-    SensorOptions, WatchRoot,
+    ChangeSource, EbpfSource, FanotifySource, InotifySource, KmodSource, ReadState, ScanSource,
+    SensorKind, SensorOptions, WatchRoot,
 };
 use farwrite_core::{BytePath, Change, FileId};
 use std::ffi::CString;
