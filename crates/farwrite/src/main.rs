@@ -15,13 +15,16 @@ mod vault;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// What a shell shows of a program that SIGPIPE ended.
+const SIGPIPE_STATUS: u8 = 128 + 13;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     init_logs(&cli);
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
-        // Who reads our output has seen enough.
-        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        // Who reads our output has seen enough. Not a success: what was asked for may not be done.
+        Err(e) if is_broken_pipe(&e) && nobody_reads() => ExitCode::from(SIGPIPE_STATUS),
         Err(e) => {
             eprintln!("farwrite: {}", one_line(&e));
             ExitCode::FAILURE
@@ -40,6 +43,15 @@ fn one_line(e: &anyhow::Error) -> String {
         }
     }
     line
+}
+
+/// Has the reader of our standard output gone? (A connection that breaks is a broken pipe, too.)
+fn nobody_reads() -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let out = std::io::stdout();
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    let now = rustix::event::Timespec::default();
+    matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::ERR)
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {

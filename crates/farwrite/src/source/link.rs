@@ -174,7 +174,8 @@ impl Link {
     /// Blocks until all batches closed so far are in the mirror (if the vault keeps one); `false` at the deadline.
     pub fn wait_mirrored(&self, deadline: Instant) -> bool {
         let mut r = self.report.lock();
-        let target = r.sent;
+        // An ack may be told of before the thread that sent the batch has said so.
+        let target = r.sent.max(r.acked);
         loop {
             if r.mirrored >= target || (!r.mirror && r.acked >= target) {
                 return true;

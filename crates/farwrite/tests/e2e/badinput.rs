@@ -512,3 +512,43 @@ fn one_line(state: &Path, dir: &Path, args: &[&str]) {
         "{args:?}: {ran:?}"
     );
 }
+
+/// A command whose connection breaks has failed, whoever reads its output.
+#[test]
+fn a_broken_connection_is_no_success() {
+    let place = Place::new();
+    let socket = place.dir("state").join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Hangs up at once, before or after the request has been written.
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                drop(listener.accept());
+            }
+        });
+        let source = Source::new(&place.top.join("state"));
+        for _ in 0..30 {
+            for args in [&["flush"][..], &["status"], &["off"]] {
+                source.run(args).bad();
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(std::os::unix::net::UnixStream::connect(&socket));
+    });
+}
+
+#[test]
+fn who_stops_reading_is_not_told_of_success() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    std::fs::write(pair.src.join("file"), "").unwrap();
+    pair.source.start();
+    pair.source.flush(SOON);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut c = pair.source.command(&["ls", pair.src.to_str().unwrap()]);
+    let out = c.stdout(writer).output().unwrap();
+    assert_eq!(out.status.code(), Some(141), "{out:?}");
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "", "quietly");
+}
