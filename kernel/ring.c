@@ -102,11 +102,16 @@ static bool put_bare(u16 op, u16 root, u32 dev, u64 offset, u64 length)
 	return true;
 }
 
+/* Only once the largest record fits behind it: else a ring that is nearly full would fill up with losses. */
 static bool tell_loss(void)
 {
+	if (head + 2 * FARWRITE_RECORD_MAX - tail > bytes)
+		return false;
 	if (!put_bare(FARWRITE_OP_LOST, FARWRITE_ROOT_NONE, 0, lost_roots, lost_count))
 		return false;
 	lost_roots = lost_count = 0;
+	WRITE_ONCE(shared->lost, 0);
+	WRITE_ONCE(shared->lost_roots, 0);
 	return true;
 }
 
@@ -115,6 +120,8 @@ static void lose(u64 roots, struct farwrite_hook *hook)
 	lost_roots |= roots;
 	lost_count++;
 	seq++;
+	WRITE_ONCE(shared->lost_roots, lost_roots);
+	smp_store_release(&shared->lost, lost_count);
 	if (hook)
 		hook->dropped++;
 	WRITE_ONCE(shared->dropped, ++dropped);

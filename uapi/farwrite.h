@@ -115,6 +115,8 @@ struct farwrite_ring {
 	__u64 tail;		/* all before this is released */
 	__u64 dropped;		/* records that had no room, ever */
 	__u64 recorded;		/* records written, ever */
+	__u64 lost;		/* records that had no room and of which no FARWRITE_OP_LOST tells yet: there is no room */
+	__u64 lost_roots;	/* the roots that they are about (bit n: root n) */
 };
 
 /* ---- requests ------------------------------------------------------------------------------------------------- */
@@ -176,7 +178,7 @@ struct farwrite_counter {
  * that was replaced is under way but such as block (the module then cannot be unloaded before they end). EBUSY: livepatch or another has one of them.
  */
 #define FARWRITE_IOC_SWITCH	_IO(FARWRITE_IOC_MAGIC, 5)
-/* Argument: pointer to a position in [tail, head]: everything before it may be overwritten. */
+/* Argument: pointer to a position in [tail, head], the end of a record: everything before it may be overwritten. */
 #define FARWRITE_IOC_RELEASE	_IOW(FARWRITE_IOC_MAGIC, 6, __u64)
 
 /*

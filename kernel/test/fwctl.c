@@ -344,6 +344,8 @@ static void layout(void)
 	FIELD(farwrite_ring, tail);
 	FIELD(farwrite_ring, dropped);
 	FIELD(farwrite_ring, recorded);
+	FIELD(farwrite_ring, lost);
+	FIELD(farwrite_ring, lost_roots);
 	SIZE(farwrite_info);
 	FIELD(farwrite_info, abi);
 	FIELD(farwrite_info, on);
@@ -385,6 +387,7 @@ static void layout(void)
 	NUMBER(FARWRITE_IOC_SEEN);
 	NUMBER(FARWRITE_ABI);
 	NUMBER(FARWRITE_ROOTS_MAX);
+	NUMBER(FARWRITE_OP_LOST);
 	NUMBER(FARWRITE_OP_GONE);
 }
 

@@ -9,13 +9,14 @@ mod sys;
 mod uapi;
 
 use crate::batch::Batch;
+use crate::clock::now;
 use crate::record::{RecordRoot, Told};
 use crate::wake::{Ready, Waker, deadline};
 use crate::{
     ChangeSource, Continuity, READ_CHANGES, ReadState, SensorError, SensorKind, SensorOptions,
     SensorStats, WatchRoot,
 };
-use farwrite_core::{BytePath, Change, FileId, Guarantee};
+use farwrite_core::{BytePath, Change, ChangeOp, FileId, Guarantee};
 use ring::Next;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
@@ -47,6 +48,8 @@ pub struct KmodSource {
     position: u64,
     /// Stopped at a bound: what was recorded then ends here.
     until: Option<u64>,
+    /// Lost records that were told of before a record in the ring did.
+    told: u64,
     /// Something was handed out since the last release.
     owing: bool,
     stats: SensorStats,
@@ -203,6 +206,7 @@ impl KmodSource {
             skip: opts.skip.clone(),
             position: info.tail,
             until: None,
+            told: 0,
             owing: false,
             stats: SensorStats::default(),
         })
@@ -233,6 +237,12 @@ impl KmodSource {
                 }
             };
             self.stats.seen += 1;
+            if let Some(count) = lost_count(bytes) {
+                let told = std::mem::take(&mut self.told);
+                if told >= count {
+                    continue;
+                }
+            }
             match batch.add(bytes, &self.roots) {
                 Told::Changes => {}
                 Told::Lost => {
@@ -243,6 +253,15 @@ impl KmodSource {
             }
             note_gone(bytes, &self.roots, &mut self.gone);
         };
+        if state == ReadState::Drained {
+            let (count, roots) = self.memory.lost();
+            if count > self.told {
+                self.told = count;
+                self.stats.overflows += 1;
+                lost = true;
+                batch.out.extend(overflows(&self.roots, roots));
+            }
+        }
         let taken = batch.out.len() - batch.first;
         self.stats.filtered += batch.filtered;
         self.stats.merged += batch.merged;
@@ -331,6 +350,19 @@ fn watch_all(
         rustix::fs::syncfs(&fd).map_err(|e| failed("writing dirty pages back", &e.into()))?;
     }
     Ok(())
+}
+
+/// How many records were lost, if this is the record that says so.
+fn lost_count(bytes: &[u8]) -> Option<u64> {
+    let op = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
+    let count = u64::from_ne_bytes(bytes.get(uapi::RECORD_LENGTH..)?.first_chunk().copied()?);
+    (op == uapi::OP_LOST).then_some(count)
+}
+
+/// Messages that everything below these roots (bit n: root n) is to be compared.
+fn overflows(roots: &[Option<RecordRoot>], mask: u64) -> impl Iterator<Item = Change> {
+    let concerned = (roots.iter().take(64).enumerate()).filter(move |(i, _)| mask >> i & 1 == 1);
+    concerned.filter_map(|(_, root)| Some(root.as_ref()?.root.whole(now(), ChangeOp::Overflow)))
 }
 
 /// Remembers the root of a record that says that its filesystem is gone.

@@ -135,11 +135,21 @@ pub(super) struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
+    fn header(&self) -> &RingHeader {
+        // SAFETY: the mapping begins with a `RingHeader` (it is a page long and page-aligned), which consists of atomics.
+        unsafe { self.at.cast::<RingHeader>().as_ref() }
+    }
+
     /// End of the last whole record: what is before it stays as it is until it is released.
     pub fn head(&self) -> u64 {
-        // SAFETY: the mapping begins with a `RingHeader` (it is a page long and page-aligned), which consists of atomics.
-        let header = unsafe { self.at.cast::<RingHeader>().as_ref() };
-        header.head.load(Ordering::Acquire)
+        self.header().head.load(Ordering::Acquire)
+    }
+
+    /// How many records were lost of which no record in the ring tells, and of which roots (bit n: root n). They go on being
+    /// counted: ask until the number stays.
+    pub fn lost(&self) -> (u64, u64) {
+        let lost = self.header().lost.load(Ordering::Acquire);
+        (lost, self.header().lost_roots.load(Ordering::Acquire))
     }
 
     /// Size of the data, a power of two.

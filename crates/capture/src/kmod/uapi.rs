@@ -9,11 +9,15 @@ pub(super) const ABI: u32 = 1;
 pub(super) const ROOTS_MAX: usize = 64;
 /// `FARWRITE_OP_PAD`.
 pub(super) const OP_PAD: u16 = 0;
+/// `FARWRITE_OP_LOST`.
+pub(super) const OP_LOST: u16 = 9;
 /// `FARWRITE_OP_GONE`.
 pub(super) const OP_GONE: u16 = 10;
 /// Bytes of what every record begins with: `size`, `version`, `op`.
 pub(super) const RECORD_MIN: u64 = 8;
-/// `root` in a record.
+/// Where `length` is in a record.
+pub(super) const RECORD_LENGTH: usize = 56;
+/// Where `root` is in a record.
 pub(super) const RECORD_ROOT: usize = 92;
 /// Bytes of the page in front of the ring's data.
 pub(super) const PAGE: usize = 4096;
@@ -25,6 +29,8 @@ pub(super) struct RingHeader {
     pub tail: std::sync::atomic::AtomicU64,
     pub dropped: std::sync::atomic::AtomicU64,
     pub recorded: std::sync::atomic::AtomicU64,
+    pub lost: std::sync::atomic::AtomicU64,
+    pub lost_roots: std::sync::atomic::AtomicU64,
 }
 
 /// `struct farwrite_info`.
@@ -78,7 +84,7 @@ pub(super) const IOC_RELEASE: u64 = request(WRITE, 6, 8);
 pub(super) const IOC_SEEN: u64 = request(WRITE, 7, 8);
 
 const _: () = {
-    assert!(size_of::<RingHeader>() == 32);
+    assert!(size_of::<RingHeader>() == 48);
     assert!(size_of::<Info>() == 96 && std::mem::offset_of!(Info, replaced) == 72);
     assert!(size_of::<Watch>() == 24 && std::mem::offset_of!(Watch, ino) == 16);
 };
@@ -158,7 +164,7 @@ mod tests {
         let mut rust = Vec::new();
         layout!(rust, "farwrite_record", Header, size version op seq time ino parent to_parent offset length
             result dev generation flags pid tid root call hook path_len to_path_len reserved);
-        layout!(rust, "farwrite_ring", RingHeader, head tail dropped recorded);
+        layout!(rust, "farwrite_ring", RingHeader, head tail dropped recorded lost lost_roots);
         layout!(rust, "farwrite_info", Info, abi on instance epoch ring_bytes head tail dropped next_seq replaced
             hooked roots consumer counters reserved);
         layout!(rust, "farwrite_watch", Watch, dirfd root fresh dev reserved ino);
@@ -172,6 +178,7 @@ mod tests {
             ("FARWRITE_IOC_SEEN", IOC_SEEN),
             ("FARWRITE_ABI", u64::from(ABI)),
             ("FARWRITE_ROOTS_MAX", ROOTS_MAX as u64),
+            ("FARWRITE_OP_LOST", u64::from(OP_LOST)),
             ("FARWRITE_OP_GONE", u64::from(OP_GONE)),
         ] {
             rust.push((name.to_string(), value));
@@ -189,6 +196,7 @@ mod tests {
             "{only_c:?}"
         );
         assert_eq!(c["farwrite_record.root"], RECORD_ROOT as u64);
+        assert_eq!(c["farwrite_record.length"], RECORD_LENGTH as u64);
     }
 
     #[test]

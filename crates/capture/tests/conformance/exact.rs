@@ -345,6 +345,7 @@ fn only_one_reader_at_a_time() {
         let s = place.sensor(kind);
         let second = farwrite_capture::open(
             match kind {
+                SensorKind::Kmod => farwrite_capture::SensorChoice::Kmod,
                 SensorKind::Ebpf => farwrite_capture::SensorChoice::Ebpf,
                 other => panic!("{other}"),
             },
@@ -369,6 +370,7 @@ fn a_root_that_joins_has_to_be_compared_and_the_others_go_on() {
         fs::create_dir(&b).unwrap();
         let root = |p: &Path| WatchRoot::lookup(byte_path(p)).unwrap();
         let choice = match kind {
+            SensorKind::Kmod => farwrite_capture::SensorChoice::Kmod,
             SensorKind::Ebpf => farwrite_capture::SensorChoice::Ebpf,
             other => panic!("{other}"),
         };

@@ -994,7 +994,8 @@ fn the_documented_table_is_complete() {
 }
 
 /// The table's columns behind the name of the operation.
-const COLUMNS: [SensorKind; 4] = [
+const COLUMNS: [SensorKind; 5] = [
+    SensorKind::Kmod,
     SensorKind::Ebpf,
     SensorKind::Fanotify,
     SensorKind::Inotify,
