@@ -22,6 +22,8 @@ pub enum Sensor {
     /// The best that this machine allows
     #[default]
     Auto,
+    /// The loadable module: exact ranges, mapped stores, goes on while the daemon is away; needs root
+    Kmod,
     /// Programs in the kernel: exact ranges, mapped stores; needs root
     Ebpf,
     /// Whole filesystems; needs root
@@ -145,7 +147,7 @@ const HEADER: &str = "\
 # `farwrite source add` writes this file; edit it as you like and restart the daemon.
 #
 # interval   \"auto\", or a fixed time between two rounds of scheduling: \"200ms\", \"5s\".
-# sensor     \"auto\", \"ebpf\", \"fanotify\", \"inotify\" or \"scan\".
+# sensor     \"auto\", \"kmod\", \"ebpf\", \"fanotify\", \"inotify\" or \"scan\".
 # queue      \"unlimited\", or \"kernel\": keep fs.fanotify.max_queued_events as the bound.
 # bandwidth  bytes a second to each vault, such as \"10 MB\"; \"\" for no limit.
 # ui         where the GUI is served from the start, such as \"127.0.0.1:9874\"; without it `farwrite ui` starts it.

@@ -265,6 +265,7 @@ fn wanted(c: &Change, excludes: &[(BytePath, Excludes)]) -> bool {
 fn open(setup: &SensorSetup) -> Result<(Box<dyn ChangeSource>, String), String> {
     let choice = match setup.config.sensor {
         Sensor::Auto => SensorChoice::Auto,
+        Sensor::Kmod => SensorChoice::Kmod,
         Sensor::Ebpf => SensorChoice::Ebpf,
         Sensor::Fanotify => SensorChoice::Fanotify,
         Sensor::Inotify => SensorChoice::Inotify,

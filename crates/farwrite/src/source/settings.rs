@@ -170,7 +170,7 @@ fn apply(config: &mut Config, change: &SettingsChange) -> Answer<()> {
         config.sensor = config::Sensor::from_str(text.trim(), true).map_err(|_| {
             Fault::field(
                 "sensor",
-                "this is none of auto, ebpf, fanotify, inotify, scan",
+                "this is none of auto, kmod, ebpf, fanotify, inotify, scan",
             )
         })?;
     }
