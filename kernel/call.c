@@ -24,13 +24,14 @@ static __always_inline unsigned int first_slot(void)
 	return hash_ptr(current, SLOTS_BITS);
 }
 
-void farwrite_call_open(struct farwrite_call *call, u16 number, bool compat)
+void farwrite_call_open(struct farwrite_call *call, u16 number, u8 flags)
 {
 	unsigned int i, first = first_slot();
 
 	call->slot = NULL;
 	call->number = number;
-	call->compat = compat;
+	call->compat = flags & FARWRITE_HOOK_COMPAT;
+	call->many = flags & FARWRITE_HOOK_MANY;
 	call->file = NULL;
 	for (i = first; i < first + SLOTS_TRIED; i++) {
 		if (READ_ONCE(slots[i].task) || cmpxchg(&slots[i].task, NULL, current))
@@ -73,7 +74,7 @@ unsigned long notrace farwrite_call_wrapper(const struct pt_regs *regs, unsigned
 	struct farwrite_call call;
 	unsigned long result;
 
-	farwrite_call_open(&call, regs->orig_ax, hook->flags & FARWRITE_HOOK_COMPAT);
+	farwrite_call_open(&call, regs->orig_ax, hook->flags);
 	result = farwrite_original((unsigned long)regs, 0, 0, 0, 0, 0, hook->ip + MCOUNT_INSN_SIZE);
 	farwrite_call_close(&call, result);
 	farwrite_leave();

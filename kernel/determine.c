@@ -77,15 +77,14 @@ static __always_inline bool fd_watched(unsigned int fd)
 	struct inode *inode;
 	struct file *file;
 
-	rcu_read_lock();
+	/* As good as rcu_read_lock(), and no call. */
+	preempt_disable_notrace();
 	file = files_lookup_fd_raw(current->files, fd);
 	inode = file ? READ_ONCE(file->f_inode) : NULL;
-	if (inode && S_ISREG(inode->i_mode))
+	/* Of pipes and the like a write may wait for ever; fchmod and its kin also work on directories. */
+	if (inode && (S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)))
 		watched = farwrite_watched(inode->i_sb);
-	/* fchmod and its kin work on directories and others, too; they do not wait for ever as a write to a pipe may. */
-	else if (inode && S_ISDIR(inode->i_mode))
-		watched = farwrite_watched(inode->i_sb);
-	rcu_read_unlock();
+	preempt_enable_notrace();
 	return watched;
 }
 
@@ -136,9 +135,15 @@ static bool fault_determined(const struct vm_fault *fault)
 
 bool notrace farwrite_determine(const struct farwrite_hook *hook, const struct pt_regs *regs)
 {
+	/* The two that every write passes. */
+	if (hook->where == FARWRITE_BY_FD)
+		return fd_watched(user_argument(hook, (const struct pt_regs *)regs->di));
+	if (hook->where == FARWRITE_BY_IOCB)
+		return file_watched(((const struct kiocb *)regs->di)->ki_filp);
 	switch ((enum farwrite_where)hook->where) {
 	case FARWRITE_BY_FD:
-		return fd_watched(user_argument(hook, (const struct pt_regs *)regs->di));
+	case FARWRITE_BY_IOCB:
+		break;
 	case FARWRITE_BY_OPEN:
 		return (user_argument(hook, (const struct pt_regs *)regs->di) & (O_CREAT | O_TRUNC)) && any_root();
 	case FARWRITE_BY_PATH:
@@ -148,8 +153,6 @@ bool notrace farwrite_determine(const struct farwrite_hook *hook, const struct p
 		return farwrite_watched(((const struct dentry *)argument(hook, regs))->d_sb);
 	case FARWRITE_BY_FILE:
 		return file_watched((const struct file *)argument(hook, regs));
-	case FARWRITE_BY_IOCB:
-		return file_watched(((const struct kiocb *)regs->di)->ki_filp);
 	case FARWRITE_BY_DIO: {
 		const struct kiocb *iocb = *(const struct kiocb **)regs->di;
 

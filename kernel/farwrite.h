@@ -42,6 +42,7 @@ enum farwrite_where {
 #define FARWRITE_HOOK_LAZY	(1 << 0)	/* a filesystem's own: hooked when a root on it is watched */
 #define FARWRITE_HOOK_COMPAT	(1 << 1)	/* the system call's 32-bit entry */
 #define FARWRITE_HOOK_OPTIONAL	(1 << 2)	/* not in all kernels */
+#define FARWRITE_HOOK_MANY	(1 << 3)	/* the system call may write in several steps */
 
 struct farwrite_hook {
 	const char *name;
@@ -137,6 +138,7 @@ struct farwrite_call {
 	struct task_struct **slot;
 	u16 number;
 	bool compat;
+	bool many;		/* writes are put together until it returns */
 	/* the write that the call has made so far, if `file` */
 	u16 hook;
 	u32 flags;
@@ -145,7 +147,7 @@ struct farwrite_call {
 	u64 end;
 };
 
-void farwrite_call_open(struct farwrite_call *call, u16 number, bool compat);
+void farwrite_call_open(struct farwrite_call *call, u16 number, u8 flags);
 void farwrite_call_close(struct farwrite_call *call, s64 result);
 struct farwrite_call *farwrite_call_find(void);
 unsigned long farwrite_call_wrapper(const struct pt_regs *regs, unsigned long index);

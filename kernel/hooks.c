@@ -43,14 +43,19 @@ static __always_inline unsigned long write_iter(unsigned int hook, ARGUMENTS)
 	size_t count = iov_iter_count((struct iov_iter *)b);
 	bool direct = iocb->ki_flags & IOCB_DIRECT;
 	loff_t pos = iocb->ki_flags & IOCB_APPEND ? i_size_read(file_inode(file)) : iocb->ki_pos;
-	struct farwrite_call own;
+	struct farwrite_call *call, own;
 	bool alone = false;
 	long result;
 
 	/* A direct write also comes by at its completion: one record of both. */
-	if (unlikely(direct) && !farwrite_call_find()) {
-		alone = true;
-		farwrite_call_open(&own, FARWRITE_CALL_NONE, false);
+	if (unlikely(direct)) {
+		call = farwrite_call_find();
+		if (call) {
+			call->many = true;
+		} else {
+			alone = true;
+			farwrite_call_open(&own, FARWRITE_CALL_NONE, FARWRITE_HOOK_MANY);
+		}
 	}
 	result = farwrite_original(PASSED, past);
 	/* Queued: told of at the completion, and the request may be gone already. */
@@ -190,7 +195,7 @@ static __always_inline unsigned long copied(unsigned int hook, ARGUMENTS)
 	long result;
 
 	if (alone)
-		farwrite_call_open(&own, FARWRITE_CALL_NONE, false);
+		farwrite_call_open(&own, FARWRITE_CALL_NONE, FARWRITE_HOOK_MANY);
 	result = farwrite_original(PASSED, past);
 	if (result > 0)
 		farwrite_wrote(hook, file, pos, pos + result, 0, result);
@@ -447,6 +452,8 @@ static unsigned long notrace unmounted(ARGUMENTS)
 /* A 32-bit entry has one of three forms of name. Those that this kernel lacks are left out. */
 #define COMPAT(name, how, argument)	CALL(name, how, argument, FARWRITE_HOOK_COMPAT)
 #define BOTH(call, how, argument)	NATIVE(call, how, argument), COMPAT("__ia32_sys_" call, how, argument)
+/* Those that may write in several steps: one record of all. */
+#define MANY(name, argument, bits)	CALL(name, FARWRITE_BY_FD, argument, FARWRITE_HOOK_MANY | (bits))
 
 struct farwrite_hook farwrite_hooks[] = {
 	HOOK(FARWRITE_HOOK_EXT4, "ext4_file_write_iter", ext4_write, FARWRITE_BY_IOCB, 0, FARWRITE_HOOK_LAZY),
@@ -487,9 +494,9 @@ struct farwrite_hook farwrite_hooks[] = {
 	NATIVE("pwritev", FARWRITE_BY_FD, 0), COMPAT("__ia32_compat_sys_pwritev", FARWRITE_BY_FD, 0),
 	NATIVE("pwritev2", FARWRITE_BY_FD, 0), COMPAT("__ia32_compat_sys_pwritev2", FARWRITE_BY_FD, 0),
 	COMPAT("__ia32_compat_sys_pwritev64", FARWRITE_BY_FD, 0), COMPAT("__ia32_compat_sys_pwritev64v2", FARWRITE_BY_FD, 0),
-	NATIVE("sendfile64", FARWRITE_BY_FD, 0), COMPAT("__ia32_compat_sys_sendfile", FARWRITE_BY_FD, 0),
-	COMPAT("__ia32_compat_sys_sendfile64", FARWRITE_BY_FD, 0), COMPAT("__ia32_sys_sendfile64", FARWRITE_BY_FD, 0),
-	BOTH("copy_file_range", FARWRITE_BY_FD, 2),
+	MANY("__x64_sys_sendfile64", 0, 0), MANY("__ia32_compat_sys_sendfile", 0, FARWRITE_HOOK_COMPAT),
+	MANY("__ia32_compat_sys_sendfile64", 0, FARWRITE_HOOK_COMPAT), MANY("__ia32_sys_sendfile64", 0, FARWRITE_HOOK_COMPAT),
+	MANY("__x64_sys_copy_file_range", 2, 0), MANY("__ia32_sys_copy_file_range", 2, FARWRITE_HOOK_COMPAT),
 	NATIVE("truncate", FARWRITE_BY_PATH, 0), COMPAT("__ia32_compat_sys_truncate", FARWRITE_BY_PATH, 0),
 	COMPAT("__ia32_sys_ia32_truncate64", FARWRITE_BY_PATH, 0),
 	NATIVE("ftruncate", FARWRITE_BY_FD, 0), COMPAT("__ia32_compat_sys_ftruncate", FARWRITE_BY_FD, 0),

@@ -251,14 +251,15 @@ static enum found one(const struct farwrite_event *event, int want)
 	unsigned int left = tries();
 	enum found found;
 
-	rcu_read_lock();
+	/* As good as rcu_read_lock(), and no call. */
+	preempt_disable_notrace();
 	do {
 		found = try_one(event, want);
 		if (found != CHANGED)
 			break;
 		cpu_relax();
 	} while (--left);
-	rcu_read_unlock();
+	preempt_enable_notrace();
 	return found;
 }
 
@@ -298,12 +299,13 @@ void farwrite_message(struct farwrite_event *event)
 		put_identity(event);
 }
 
-void farwrite_event_of(struct farwrite_event *event, unsigned int hook, u16 op, struct inode *inode)
+static __always_inline void event_of(struct farwrite_event *event, unsigned int hook, u16 op, struct inode *inode,
+				     struct farwrite_call *call)
 {
 	*event = (struct farwrite_event) {
 		.hook = hook,
 		.op = op,
-		.call = farwrite_call_find(),
+		.call = call,
 	};
 	if (!inode)
 		return;
@@ -318,13 +320,17 @@ void farwrite_event_of(struct farwrite_event *event, unsigned int hook, u16 op, 
 	}
 }
 
+void farwrite_event_of(struct farwrite_event *event, unsigned int hook, u16 op, struct inode *inode)
+{
+	event_of(event, hook, op, inode, farwrite_call_find());
+}
+
 void farwrite_write_message(struct farwrite_call *call, unsigned int hook, struct file *file, u64 start, u64 end, u32 flags,
 			    s64 result)
 {
 	struct farwrite_event event;
 
-	farwrite_event_of(&event, hook, FARWRITE_OP_WRITE, file_inode(file));
-	event.call = call;
+	event_of(&event, hook, FARWRITE_OP_WRITE, file_inode(file), call);
 	event.flags |= flags;
 	event.offset = start;
 	event.length = flags & FARWRITE_F_TO_EOF ? ~0ULL : end - start;
@@ -337,8 +343,8 @@ void farwrite_wrote(unsigned int hook, struct file *file, u64 start, u64 end, u3
 {
 	struct farwrite_call *call = farwrite_call_find();
 
-	if (!call) {
-		farwrite_write_message(NULL, hook, file, start, end, flags, result);
+	if (!call || !call->many) {
+		farwrite_write_message(call, hook, file, start, end, flags, result);
 		return;
 	}
 	if (call->file && file_inode(call->file) != file_inode(file)) {

@@ -70,8 +70,9 @@ static int place_add(unsigned long ip, u32 index)
 }
 
 /*
- * Where every hooked function comes by. Calls nothing that is hooked, so it guards against no recursion. A call that is to go
- * through ours is counted here already, so that there is no moment in which it is neither.
+ * Where every hooked function comes by. Calls nothing that is hooked, so it needs no guard against recursion
+ * (FTRACE_OPS_FL_RECURSION asks for one). A call that is to go through ours is counted here already, so that there is no moment
+ * in which it is neither.
  */
 static void notrace entry(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
@@ -98,7 +99,7 @@ static void notrace entry(unsigned long ip, unsigned long parent, struct ftrace_
 
 static struct ftrace_ops ops = {
 	.func = entry,
-	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
+	.flags = FTRACE_OPS_FL_IPMODIFY,
 };
 
 /*
