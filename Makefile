@@ -13,13 +13,15 @@ UNITS    := $(DESTDIR)$(PREFIX)/lib/systemd/system
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check build install
+.PHONY: help run test check build install module install-module
 
 help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
 	@echo 'make build                     build target/release/farwrite'
+	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
+	@echo 'make install-module            hand the kernel module to dkms, which builds and installs it (root)'
 	@echo 'make install PREFIX=/usr/local install the program and the systemd units (DESTDIR= for packagers)'
 
 # What is being built here is no part of what is worth protecting.
@@ -48,3 +50,21 @@ install:
 	for unit in packaging/*.service; do \
 	    sed 's|@BINDIR@|$(PREFIX)/bin|g' "$$unit" > '$(UNITS)/'"$${unit##*/}" || exit 1; \
 	done
+
+RELEASE ?= $(shell uname -r)
+KDIR    ?= /lib/modules/$(RELEASE)/build
+# dkms wants a version; the module's is that of the layouts.
+MODULE  := farwrite-$(shell sed -n 's/^\#define FARWRITE_ABI[^0-9]*//p' uapi/farwrite.h).0
+SOURCES := $(DESTDIR)/usr/src/$(MODULE)
+
+module:
+	scripts/module '$(KDIR)' '$(CARGO_TARGET_DIR)/module/$(RELEASE)'
+	@echo 'built $(CARGO_TARGET_DIR)/module/$(RELEASE)/farwrite.ko'
+
+install-module:
+	install -d '$(SOURCES)/kernel/probes' '$(SOURCES)/uapi'
+	install -m 644 kernel/*.c kernel/*.h kernel/*.S kernel/Kbuild kernel/Makefile '$(SOURCES)/kernel'
+	install -m 644 kernel/probes/*.c '$(SOURCES)/kernel/probes'
+	install -m 644 uapi/farwrite.h '$(SOURCES)/uapi'
+	sed 's|@VERSION@|$(MODULE:farwrite-%=%)|' kernel/dkms.conf > '$(SOURCES)/dkms.conf'
+	test -n '$(DESTDIR)' || { dkms add farwrite/$(MODULE:farwrite-%=%); dkms install farwrite/$(MODULE:farwrite-%=%); }
