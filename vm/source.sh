@@ -46,13 +46,13 @@ converges() {
 storms() {
     local round
     for round in 1 2 3 4; do
-        storm $SRC $round ${OPERATIONS:-1500}
+        storm $SRC $round ${OPERATIONS:-500}
         converges "after storm $round"
     done
     # Two at once, and flushes in between: stores through mappings race with the reader.
-    storm $SRC 11 ${OPERATIONS:-1500} &
+    storm $SRC 11 ${OPERATIONS:-500} &
     local one=$!
-    storm $SRC 12 ${OPERATIONS:-1500} &
+    storm $SRC 12 ${OPERATIONS:-500} &
     local two=$!
     farwrite flush --timeout 120s
     farwrite flush --timeout 120s
