@@ -49,6 +49,7 @@ struct farwrite_root {
 #define FARWRITE_ROOT_UNUSED	0
 #define FARWRITE_ROOT_RECORDED	1
 #define FARWRITE_ROOT_GONE	2	/* its filesystem was unmounted */
+#define FARWRITE_ROOT_RETIRED	3	/* given up; its number may stand in records in the ring */
 
 /* Value of the map `counters`, per processor, by hook. */
 struct farwrite_hook_counter {

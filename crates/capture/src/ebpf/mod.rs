@@ -9,6 +9,7 @@ mod hooks;
 mod mount;
 mod programs;
 mod ring;
+mod roots;
 mod shared;
 
 use crate::batch::Batch;
@@ -69,30 +70,21 @@ impl EbpfSource {
         if roots.is_empty() {
             return Err(SensorError::NoRoots);
         }
-        let mut mounted = Vec::new();
-        let mut filesystems = Vec::new();
-        for root in roots {
-            let m = mount::of(root).map_err(|source| SensorError::Root {
-                path: root.path.clone(),
-                source,
-            })?;
-            let fs = Fs::by_name(&m.fs_type).ok_or_else(|| {
-                unavailable(Missing {
-                    why: format!("{} is on {}", root.path, m.fs_type),
-                    remedy: format!("it covers {}; use another sensor", Fs::NAMES),
-                })
-            })?;
-            mounted.push(m);
-            filesystems.push(fs);
-        }
         if roots.len() > ROOTS_MAX {
             return Err(unavailable(Missing {
                 why: format!("it takes {ROOTS_MAX} directories at most"),
                 remedy: "use another sensor".into(),
             }));
         }
-        let programs = programs::start(&filesystems).map_err(unavailable)?;
-        Self::with(programs, roots, mounted, opts)
+        // What was left at work may have no numbers to give; what is started anew has.
+        for _ in 0..2 {
+            let (mounted, filesystems) = look_up(roots)?;
+            let programs = programs::start(&filesystems).map_err(unavailable)?;
+            if let Some(source) = Self::with(programs, roots, mounted, opts)? {
+                return Ok(source);
+            }
+        }
+        Err(failed(io::Error::other("a new table of roots is full")))
     }
 
     /// Tries everything that opening takes on an ext4 root. Leaves nothing behind, and leaves alone what is at work.
@@ -105,7 +97,7 @@ impl EbpfSource {
         roots: &[WatchRoot],
         mounted: Vec<Mounted>,
         opts: &SensorOptions,
-    ) -> Result<Self, SensorError> {
+    ) -> Result<Option<Self>, SensorError> {
         let made = memory(&programs).map_err(failed);
         let (control, ring, wakes, waker) =
             match made.and_then(|(c, r, w)| Ok((c, r, w, Waker::new()?))) {
@@ -133,19 +125,21 @@ impl EbpfSource {
             stats: SensorStats::default(),
             programs,
         };
-        match source.begin() {
-            Ok(()) => Ok(source),
-            Err(e) => {
-                Box::new(source).close();
-                Err(failed(e))
-            }
+        let begun = source.begin();
+        if let Ok(true) = begun {
+            return Ok(Some(source));
         }
+        Box::new(source).close();
+        begun.map(|_| None).map_err(failed)
     }
 
-    fn begin(&mut self) -> io::Result<()> {
+    /// `false`: there is no room in the table of roots.
+    fn begin(&mut self) -> io::Result<bool> {
         self.set_clock();
         self.sign()?;
-        self.place_roots().map_err(io::Error::other)?;
+        if !self.place_roots().map_err(io::Error::other)? {
+            return Ok(false);
+        }
         // A page that was dirty before now raises nothing when it is stored to: make it clean.
         for (m, (_, known)) in self.mounted.iter().zip(&self.known) {
             if !known {
@@ -153,7 +147,7 @@ impl EbpfSource {
             }
         }
         self.stats.hooked = self.programs.hooked();
-        Ok(())
+        Ok(true)
     }
 
     fn shared(&self) -> &Control {
@@ -175,34 +169,30 @@ impl EbpfSource {
         Ok(())
     }
 
-    /// Writes the roots into the maps, keeping the numbers of those that are there.
-    fn place_roots(&mut self) -> libbpf_rs::Result<()> {
-        let old = self.old_roots()?;
-        let mut table: Vec<Root> = old.iter().map(|r| Root { state: 0, ..*r }).collect();
-        // Numbers of former roots may stand in records that are still in the ring.
-        let mut free = (0..ROOTS_MAX)
-            .filter(|n| old[*n].state == 0)
-            .collect::<Vec<_>>();
-        free.reverse();
-        for (root, m) in self.watch.iter().zip(&self.mounted) {
-            let new = Root {
+    /// Writes the roots into the maps, keeping the numbers of those that are there. `false`: there are no numbers left.
+    fn place_roots(&mut self) -> libbpf_rs::Result<bool> {
+        let wanted: Vec<Root> = (self.watch.iter().zip(&self.mounted))
+            .map(|(root, m)| Root {
                 dev: shared::kernel_dev(root.id.dev),
                 ino: root.id.ino,
                 sb_dev: m.sb_dev,
                 state: shared::ROOT_RECORDED,
-            };
-            let found = old.iter().position(|r| *r == new);
-            let number = found.or_else(|| free.pop()).ok_or_else(|| {
-                libbpf_rs::Error::from(io::Error::other("too many directories came and went"))
-            })?;
-            table[number] = new;
-            self.known.push((root.id, found.is_some()));
+            })
+            .collect();
+        let is_empty = self.ring.head() == self.ring.position();
+        let Some(numbered) = roots::number(&self.old_roots()?, is_empty, &wanted) else {
+            return Ok(false);
+        };
+        let given = self.watch.iter().zip(&wanted).zip(numbered.given);
+        for ((root, as_recorded), (number, known)) in given {
+            self.known.push((root.id, known));
             self.roots[number] = Some(RecordRoot {
                 root: root.clone(),
-                dev: new.dev as u32,
+                dev: as_recorded.dev as u32,
             });
         }
-        self.write(&table)
+        self.write(&numbered.table)?;
+        Ok(true)
     }
 
     fn old_roots(&self) -> libbpf_rs::Result<Vec<Root>> {
@@ -210,7 +200,7 @@ impl EbpfSource {
             dev: 0,
             ino: 0,
             sb_dev: 0,
-            state: 0,
+            state: shared::ROOT_UNUSED,
         };
         (0..ROOTS_MAX as u32)
             .map(|n| {
@@ -228,7 +218,8 @@ impl EbpfSource {
     fn write(&self, table: &[Root]) -> libbpf_rs::Result<()> {
         let mut devices: BTreeMap<u64, Device> = BTreeMap::new();
         let mut places: HashMap<[u8; 16], u32> = HashMap::new();
-        for (n, r) in table.iter().enumerate().filter(|(_, r)| r.state != 0) {
+        let recorded = |r: &Root| r.state == shared::ROOT_RECORDED;
+        for (n, r) in table.iter().enumerate().filter(|(_, r)| recorded(r)) {
             let d = devices.entry(r.dev).or_default();
             d.roots |= 1 << n;
             d.bits |= shared::ino_bit(r.ino);
@@ -394,6 +385,27 @@ impl EbpfSource {
             Err(e) => Err(read(e)),
         }
     }
+}
+
+/// Where the roots are.
+fn look_up(roots: &[WatchRoot]) -> Result<(Vec<Mounted>, Vec<Fs>), SensorError> {
+    let mut mounted = Vec::new();
+    let mut filesystems = Vec::new();
+    for root in roots {
+        let m = mount::of(root).map_err(|source| SensorError::Root {
+            path: root.path.clone(),
+            source,
+        })?;
+        let fs = Fs::by_name(&m.fs_type).ok_or_else(|| {
+            unavailable(Missing {
+                why: format!("{} is on {}", root.path, m.fs_type),
+                remedy: format!("it covers {}; use another sensor", Fs::NAMES),
+            })
+        })?;
+        mounted.push(m);
+        filesystems.push(fs);
+    }
+    Ok((mounted, filesystems))
 }
 
 /// The maps' memory, and what the ring's wake-ups arrive at.

@@ -10,8 +10,15 @@ pub(super) const ABI: u32 = 1;
 pub(super) const ROOTS_MAX: usize = 64;
 /// `FARWRITE_PLACE_SKIP`.
 pub(super) const PLACE_SKIP: u32 = u32::MAX;
+/// `FARWRITE_ROOT_UNUSED`.
+pub(super) const ROOT_UNUSED: u32 = 0;
 /// `FARWRITE_ROOT_RECORDED`.
 pub(super) const ROOT_RECORDED: u32 = 1;
+/// `FARWRITE_ROOT_GONE`.
+#[cfg(test)]
+pub(super) const ROOT_GONE: u32 = 2;
+/// `FARWRITE_ROOT_RETIRED`.
+pub(super) const ROOT_RETIRED: u32 = 3;
 
 /// `struct farwrite_control`, in memory shared with the programs.
 #[repr(C)]

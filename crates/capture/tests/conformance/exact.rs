@@ -415,7 +415,7 @@ fn a_full_ring_is_told_of_until_that_is_released() {
         fs::create_dir_all(&dir).unwrap();
         let f = rw(&dir.join("f"));
         let mut s = sensor_on(kind, root.clone(), &SensorOptions::default());
-        for i in 0..40_000 {
+        for i in 0..8_000 {
             f.write_all_at(b"x", i).unwrap();
         }
         let overflow = |seen: &[Change]| {
