@@ -156,7 +156,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4 * FARWRITE_ROOTS_MAX);
 	__type(key, struct farwrite_place);
-	__type(value, __u32);
+	__type(value, struct farwrite_place_is);
 } places SEC(".maps");
 
 struct {
@@ -255,6 +255,22 @@ struct walk {
 	struct scratch *s;
 };
 
+/*
+ * At a root or a skipped directory? A root that was removed, and whose number a new directory was given, has been watched all
+ * the time, so that is as good as the same. A directory in place of a skipped one is not to be skipped.
+ */
+static __always_inline int arrived(struct scratch *s, struct farwrite_place_is *is, __u32 generation)
+{
+	if (is->number == FARWRITE_PLACE_SKIP) {
+		if (is->generation != generation)
+			return 0;
+		s->found = WALK_SKIP;
+		return 1;
+	}
+	s->found = is->number;
+	return 1;
+}
+
 static long walk_step(__u32 i, struct walk *w)
 {
 	struct dentry *d = w->d;
@@ -266,12 +282,10 @@ static long walk_step(__u32 i, struct walk *w)
 
 	if (inode && (s->bits & FARWRITE_INO_BIT(ino))) {
 		struct farwrite_place place = { .dev = s->dev, .ino = ino };
-		__u32 *root = bpf_map_lookup_elem(&places, &place);
+		struct farwrite_place_is *is = bpf_map_lookup_elem(&places, &place);
 
-		if (root) {
-			s->found = *root == FARWRITE_PLACE_SKIP ? WALK_SKIP : *root;
+		if (is && arrived(s, is, inode->i_generation))
 			return 1;
-		}
 	}
 	if (parent == d) {
 		s->found = d->d_sb->s_root == d ? WALK_OUTSIDE : WALK_NOWHERE;
@@ -914,12 +928,10 @@ static long walk_raw_step(__u32 i, struct walk_raw *w)
 
 	if (s->bits & FARWRITE_INO_BIT(ino)) {
 		struct farwrite_place place = { .dev = s->dev, .ino = ino };
-		__u32 *root = bpf_map_lookup_elem(&places, &place);
+		struct farwrite_place_is *is = bpf_map_lookup_elem(&places, &place);
 
-		if (root) {
-			s->found = *root == FARWRITE_PLACE_SKIP ? WALK_SKIP : *root;
+		if (is && arrived(s, is, BPF_CORE_READ(d, d_inode, i_generation)))
 			return 1;
-		}
 	}
 	if (parent == d) {
 		s->found = BPF_CORE_READ(d, d_sb, s_root) == d ? WALK_OUTSIDE : WALK_NOWHERE;

@@ -29,10 +29,16 @@ struct farwrite_device {
 	__u64 bits;			/* bit (ino * golden >> 58) for the inode of each root and each skipped directory */
 };
 
-/* Key of the map `places`. Its value (__u32) is the number of the root, or FARWRITE_PLACE_SKIP. */
+/* Key of the map `places`. */
 struct farwrite_place {
 	__u64 dev;
 	__u64 ino;
+};
+
+/* Its value. */
+struct farwrite_place_is {
+	__u32 number;			/* of the root, or FARWRITE_PLACE_SKIP */
+	__u32 generation;		/* SKIP: i_generation; with another one it is not the directory that was meant */
 };
 
 #define FARWRITE_PLACE_SKIP	0xffffffff

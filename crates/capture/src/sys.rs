@@ -113,6 +113,22 @@ pub(crate) fn handle_of(fd: BorrowedFd<'_>) -> io::Result<(i32, Vec<u8>, i32)> {
     Ok((h.kind, h.data[..len].to_vec(), mount_id))
 }
 
+/// `FS_IOC_GETVERSION` of ioctl(2): declared to give a `long`, and gives an `int`.
+#[cfg(feature = "ebpf")]
+const FS_IOC_GETVERSION: u32 = 0x8008_7601;
+
+/// The generation of an inode: another one if its number is given to another file. Not every filesystem tells.
+#[cfg(feature = "ebpf")]
+pub(crate) fn generation_of(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut answer = [0u32; 2];
+    // SAFETY: `answer` has room for a `long`, and outlives the call.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETVERSION as _, answer.as_mut_ptr()) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(answer[0])
+}
+
 /// `f_fsid` of the filesystem, as fanotify puts it into its events.
 pub(crate) fn fsid_of(fd: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
     let mut st = std::mem::MaybeUninit::<libc::statfs>::zeroed();

@@ -217,24 +217,24 @@ impl EbpfSource {
     /// the programs look at them.
     fn write(&self, table: &[Root]) -> libbpf_rs::Result<()> {
         let mut devices: BTreeMap<u64, Device> = BTreeMap::new();
-        let mut places: HashMap<[u8; 16], u32> = HashMap::new();
+        let mut places: HashMap<[u8; 16], [u8; 8]> = HashMap::new();
         let recorded = |r: &Root| r.state == shared::ROOT_RECORDED;
         for (n, r) in table.iter().enumerate().filter(|(_, r)| recorded(r)) {
             let d = devices.entry(r.dev).or_default();
             d.roots |= 1 << n;
             d.bits |= shared::ino_bit(r.ino);
-            places.insert(shared::place(r.dev, r.ino), n as u32);
+            places.insert(shared::place(r.dev, r.ino), shared::place_is(n as u32, 0));
         }
         for path in &self.skip {
-            let Ok(stat) = rustix::fs::stat(path.as_path()) else {
+            let Some((id, generation)) = generation_of(path) else {
                 continue;
             };
-            let (dev, ino) = (shared::kernel_dev(stat.st_dev), stat.st_ino);
+            let dev = shared::kernel_dev(id.dev);
             if let Some(d) = devices.get_mut(&dev) {
-                d.bits |= shared::ino_bit(ino);
+                d.bits |= shared::ino_bit(id.ino);
                 places
-                    .entry(shared::place(dev, ino))
-                    .or_insert(shared::PLACE_SKIP);
+                    .entry(shared::place(dev, id.ino))
+                    .or_insert(shared::place_is(shared::PLACE_SKIP, generation));
             }
         }
         let p = &self.programs;
@@ -242,8 +242,8 @@ impl EbpfSource {
             p.roots
                 .update(&n.to_ne_bytes(), &r.bytes(), MapFlags::ANY)?;
         }
-        for (key, number) in &places {
-            p.places.update(key, &number.to_ne_bytes(), MapFlags::ANY)?;
+        for (key, is) in &places {
+            p.places.update(key, is, MapFlags::ANY)?;
         }
         for (dev, d) in &devices {
             p.devices
@@ -385,6 +385,16 @@ impl EbpfSource {
             Err(e) => Err(read(e)),
         }
     }
+}
+
+/// What a skipped directory is, beyond its inode number, which may become another one's. `None`: it is not there, or its
+/// filesystem does not tell; what happens below it is then dropped here and not in the kernel.
+fn generation_of(path: &BytePath) -> Option<(FileId, u32)> {
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path.as_path(), flags, rustix::fs::Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&dir).ok()?;
+    let generation = crate::sys::generation_of(dir.as_fd()).ok()?;
+    Some((crate::sys::file_id(&stat), generation))
 }
 
 /// Where the roots are.

@@ -87,6 +87,14 @@ pub(super) fn place(dev: u64, ino: u64) -> [u8; 16] {
     pack([dev, ino])
 }
 
+/// `struct farwrite_place_is`.
+pub(super) fn place_is(number: u32, generation: u32) -> [u8; 8] {
+    let mut b = [0; 8];
+    b[..4].copy_from_slice(&number.to_ne_bytes());
+    b[4..].copy_from_slice(&generation.to_ne_bytes());
+    b
+}
+
 /// `FARWRITE_INO_BIT`.
 pub(super) fn ino_bit(ino: u64) -> u64 {
     1 << (ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)

@@ -2,7 +2,7 @@
 //! covered by a `Subtree` or `Overflow`, for a consumer that keeps
 //! the rules in `ChangeSource::read`.
 
-use crate::place::{On, Place, byte_path, id_of, is_exact, sensors};
+use crate::place::{On, Place, byte_path, end, id_of, is_exact, sensors};
 use farwrite_capture::{ChangeSource, ReadState, SensorKind};
 use farwrite_core::{Change, ChangeOp, FileId, Name};
 use std::collections::{HashMap, HashSet};
@@ -293,7 +293,7 @@ fn storm(kind: SensorKind, on: On, seed: u64, threads: u64) {
         !dirs.is_empty(),
         "{what}: the storm left directories to check"
     );
-    s.close();
+    end(s);
 }
 
 #[test]
