@@ -111,6 +111,8 @@ u64 farwrite_replace_epoch(void);
 void farwrite_replace_count(u32 *replaced, u32 *hooked);
 /* Hooks a lazy one, now if it is on. */
 int farwrite_replace_add(unsigned int index);
+struct module;
+void farwrite_replace_module_gone(const struct module *module);
 
 /* Redirected calls under way on all CPUs; the entry counts up, the wrapper down as its last deed. */
 DECLARE_PER_CPU(long, farwrite_in_flight);

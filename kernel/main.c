@@ -13,6 +13,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/notifier.h>
 #include <linux/nospec.h>
 #include <linux/random.h>
 #include <linux/uaccess.h>
@@ -209,6 +210,18 @@ static struct miscdevice device = {
 	.mode = 0600,
 };
 
+static int module_event(struct notifier_block *block, unsigned long event, void *module)
+{
+	if (event == MODULE_STATE_GOING && module != THIS_MODULE) {
+		mutex_lock(&control);
+		farwrite_replace_module_gone(module);
+		mutex_unlock(&control);
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block module_notifier = { .notifier_call = module_event };
+
 static int __init farwrite_init(void)
 {
 	int error;
@@ -224,12 +237,17 @@ static int __init farwrite_init(void)
 	error = farwrite_replace_init();
 	if (error)
 		goto ring;
-	error = misc_register(&device);
+	error = register_module_notifier(&module_notifier);
 	if (error)
 		goto replace;
+	error = misc_register(&device);
+	if (error)
+		goto notifier;
 	pr_info("loaded, switched off\n");
 	return 0;
 
+notifier:
+	unregister_module_notifier(&module_notifier);
 replace:
 	farwrite_replace_exit();
 ring:
@@ -241,6 +259,7 @@ ring:
 static void __exit farwrite_exit(void)
 {
 	misc_deregister(&device);
+	unregister_module_notifier(&module_notifier);
 	farwrite_replace_exit();
 	farwrite_ring_exit();
 }

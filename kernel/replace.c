@@ -18,12 +18,13 @@
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
-/* Entry addresses -> index, open addressing; only ever added to. */
+/* Entry addresses -> index, open addressing; nothing is taken out, but what is there may lead nowhere any more. */
 #define PLACES_BITS	10
 #define PLACES		(1u << PLACES_BITS)
 /* How long "off" waits for calls under way before it leaves them to the worker. */
 #define DRAIN_MS	2000
 #define DRAIN_STEP_MS	2
+#define NOWHERE		U32_MAX
 
 static struct {
 	unsigned long ip;
@@ -39,13 +40,15 @@ static u64 epoch;
 
 static __always_inline struct farwrite_hook *place(unsigned long ip)
 {
-	u32 slot = hash_64(ip, PLACES_BITS);
+	u32 slot = hash_64(ip, PLACES_BITS), index;
 
 	for (;; slot = (slot + 1) % PLACES) {
 		unsigned long at = smp_load_acquire(&places[slot].ip);
 
-		if (likely(at == ip))
-			return &farwrite_hooks[places[slot].index];
+		if (likely(at == ip)) {
+			index = READ_ONCE(places[slot].index);
+			return likely(index != NOWHERE) ? &farwrite_hooks[index] : NULL;
+		}
 		if (!at)
 			return NULL;
 	}
@@ -57,7 +60,7 @@ static int place_add(unsigned long ip, u32 index)
 
 	for (tries = 0; tries < PLACES / 2; tries++, slot = (slot + 1) % PLACES) {
 		if (places[slot].ip == ip) {
-			places[slot].index = index;
+			WRITE_ONCE(places[slot].index, index);
 			return 0;
 		}
 		if (!places[slot].ip) {
@@ -136,14 +139,33 @@ int farwrite_replace_add(unsigned int index)
 {
 	struct farwrite_hook *hook = &farwrite_hooks[index];
 	/* Looked up each time: the filesystem's module may have been unloaded and loaded anew elsewhere. */
-	unsigned long before = hook->hooked ? hook->ip : 0;
 	int error = find(index);
 
-	if (!error && hook->ip != before)
+	if (!error && !hook->hooked)
 		error = ftrace_set_filter_ip(&ops, hook->ip, 0, 0);
 	if (!error)
 		hook->hooked = true;
 	return error;
+}
+
+/*
+ * A filesystem's module goes, and its functions with it: what comes to lie at the same address is not ours. ftrace forgets only the
+ * filters of its own users.
+ */
+void farwrite_replace_module_gone(const struct module *module)
+{
+	unsigned int i;
+
+	for (i = 0; i < farwrite_hook_count; i++) {
+		struct farwrite_hook *hook = &farwrite_hooks[i];
+
+		if (!(hook->flags & FARWRITE_HOOK_LAZY) || !hook->ip || !within_module(hook->ip, module))
+			continue;
+		if (hook->hooked)
+			WARN_ON(ftrace_set_filter_ip(&ops, hook->ip, 1, 0));
+		hook->hooked = false;
+		place_add(hook->ip, NOWHERE);
+	}
 }
 
 static long in_flight(void)
