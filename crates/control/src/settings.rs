@@ -12,6 +12,8 @@ pub struct Settings {
     pub interval: String,
     /// `sensor`: "auto" or one by name.
     pub sensor: String,
+    /// What `sensor` may be.
+    pub sensors: Vec<String>,
     /// `bandwidth`: bytes a second to each vault, such as "10 MB"; empty: no limit.
     pub bandwidth: String,
     /// `[alert] command`: run when an alert begins or ends; empty: none. Only the file changes it: who gets hold of a

@@ -49,6 +49,13 @@ enum Command {
     On,
     /// Switch automatic backup off: the sensor lets go of the kernel
     Off,
+    /// The overview in a terminal, live
+    Top,
+    /// Open the GUI of the running daemon in a browser
+    #[command(
+        after_help = "Examples:\n  farwrite ui\n  sudo farwrite ui          # prints a link that is good once, for five minutes\n\nFrom another machine:  ssh -L 9874:127.0.0.1:9874 HOST, then open the link there"
+    )]
+    Ui,
     /// Change the scheduling interval of the running daemon
     #[command(after_help = "Examples:\n  farwrite interval auto\n  farwrite interval 500ms")]
     Interval(IntervalArgs),
@@ -358,6 +365,8 @@ impl Cli {
             Command::Flush(args) => crate::control::flush(&state?, &args),
             Command::On => crate::control::switch(&state?, true),
             Command::Off => crate::control::switch(&state?, false),
+            Command::Top => crate::top::run(&state?),
+            Command::Ui => crate::control::ui(&state?),
             Command::Interval(args) => crate::control::interval(&state?, args.interval),
             Command::Versions(args) => history::versions(&state?, &args),
             Command::Ls(args) => history::ls(&state?, &args),

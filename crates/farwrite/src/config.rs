@@ -49,6 +49,9 @@ pub struct Config {
     /// Where the GUI is served from the start, such as "127.0.0.1:9874"; empty: when `farwrite ui` asks for it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ui: String,
+    /// Where metrics are served, such as "127.0.0.1:9875"; empty: nowhere.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub metrics: String,
     /// Alerts.
     #[serde(skip_serializing_if = "Alert::is_default")]
     pub alert: Alert,
@@ -151,9 +154,11 @@ const HEADER: &str = "\
 # queue      \"unlimited\", or \"kernel\": keep fs.fanotify.max_queued_events as the bound.
 # bandwidth  bytes a second to each vault, such as \"10 MB\"; \"\" for no limit.
 # ui         where the GUI is served from the start, such as \"127.0.0.1:9874\"; without it `farwrite ui` starts it.
+# metrics    where /metrics is served, such as \"127.0.0.1:9875\", to whoever asks there; without it nowhere.
 #
-# [alert]        command (run by sh when an alert begins or ends; FARWRITE_ALERT and FARWRITE_MESSAGE say which),
+# [alert]        command (run by sh when an alert begins or ends; FARWRITE_ALERT, FARWRITE_PHASE,\n#                FARWRITE_VAULT and FARWRITE_MESSAGE say which),
 #                lag, offline (an alert begins after these times, \"5m\" and \"1m\" unless set)
+#
 # [[directory]]  path, slot (its number: leave it alone), exclude (patterns as in .gitignore)
 # [[vault]]      name, source (what the vault calls this machine), directories, and
 #                addresses + fingerprint, or ssh
@@ -462,6 +467,7 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let state = State::choose(Some(t.path().join("s"))).unwrap();
         let mut c = Config::load(&state).unwrap();
+        c.save(&state).unwrap();
         for (path, slot) in [("/srv/a", 1), ("/srv/b", 2)] {
             c.directories.push(Directory {
                 path: path.into(),
@@ -471,6 +477,7 @@ mod tests {
         }
         c.save(&state).unwrap();
         let text = std::fs::read_to_string(state.config_path()).unwrap();
+        assert!(text.contains("\n[[directory]]\n"), "{text}");
         let text = text
             .replace("interval = \"auto\"", "interval = \"auto\" # as it comes")
             .replace("path = \"/srv/b\"", "# the second\npath = \"/srv/b\"");

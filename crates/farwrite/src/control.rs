@@ -3,9 +3,10 @@
 use crate::bytes::{grouped, show, span};
 use crate::cli::{FlushArgs, StatusArgs};
 use crate::state::State;
-use farwrite_control::{Client, Status};
+use farwrite_control::{Client, Done, Status, UiPlace};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// `farwrite status`.
@@ -81,6 +82,29 @@ pub fn interval(state: &State, interval: farwrite_schedule::Interval) -> anyhow:
         "interval {interval}, until the daemon ends; `interval` in {} keeps it",
         state.config_path().display()
     );
+    Ok(())
+}
+
+/// `farwrite ui`: prints a link that lets one browser in, and opens it where that can be done.
+pub fn ui(state: &State) -> anyhow::Result<()> {
+    let client = Client::connect(&state.socket_path())?;
+    let place: UiPlace = client.post("ui", &Done {})?;
+    println!("{}", place.url);
+    let has_screen = ["DISPLAY", "WAYLAND_DISPLAY"]
+        .iter()
+        .any(|v| std::env::var_os(v).is_some_and(|v| !v.is_empty()));
+    // A browser must not run as root.
+    if has_screen && std::io::stdout().is_terminal() && !rustix::process::geteuid().is_root() {
+        let opened = Command::new("xdg-open")
+            .arg(&place.url)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        if opened.is_ok() {
+            return Ok(());
+        }
+    }
+    eprintln!("open this link in a browser on this machine: it is good once, for five minutes");
     Ok(())
 }
 

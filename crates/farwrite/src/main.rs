@@ -9,6 +9,7 @@ mod history;
 mod source;
 mod state;
 mod toml_merge;
+mod top;
 mod try_it;
 mod vault;
 

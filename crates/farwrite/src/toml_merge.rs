@@ -29,7 +29,11 @@ pub fn merge(old: &mut Table, new: &Table) {
                     *a.decor_mut() = decor;
                 }
             }
-            (Some(a), b) => *a = b.clone(),
+            // Of another shape: the key is written anew, too.
+            (Some(_), _) => {
+                old.remove(key);
+                old.insert(key, wanted.clone());
+            }
         }
     }
 }

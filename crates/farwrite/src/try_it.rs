@@ -59,6 +59,10 @@ pub fn run(args: &TryArgs) -> anyhow::Result<()> {
     if let Some(kind) = daemon.status().sensor.kind {
         println!("Sensor      {kind}: {}", daemon.status().sensor.why);
     }
+    match daemon.ui_place() {
+        Ok(place) => println!("Browser     {}", place.url),
+        Err(e) => tracing::warn!("no GUI: {e:#}"),
+    }
     println!();
     let seen = stop.clone();
     let feed = daemon.feed();

@@ -85,4 +85,12 @@ impl Handler for Supervisor {
     fn preview_excludes(&self, preview: PreviewExcludes) -> Answer<ExcludePreview> {
         super::settings::preview(&preview)
     }
+
+    fn open_ui(&self) -> Answer<UiPlace> {
+        self.open_the_ui()
+    }
+
+    fn metrics(&self) -> Answer<String> {
+        Ok(self.metrics_text())
+    }
 }

@@ -1,6 +1,7 @@
 //! One vault: the processing unit's thread, its backup unit and the link.
 
 use super::activity::{Feed, now_ms};
+use super::metrics::AckTimes;
 use farwrite_control::Activity;
 use farwrite_core::codec::{decode_commit, decode_ops};
 use farwrite_core::{
@@ -106,6 +107,8 @@ pub struct Link {
     changed: Condvar,
     connection: Mutex<Option<Arc<SourceLink>>>,
     sent_at: Mutex<VecDeque<(BatchSeq, Instant)>>,
+    /// Times from closing a batch to its ack.
+    pub acks: AckTimes,
     stop: AtomicBool,
     /// Of the processing unit.
     processing: Mutex<Arc<Mutex<ProcessingStats>>>,
@@ -121,6 +124,7 @@ impl Link {
             changed: Condvar::new(),
             connection: Mutex::default(),
             sent_at: Mutex::default(),
+            acks: AckTimes::default(),
             stop: AtomicBool::new(false),
             processing: Mutex::default(),
         });
@@ -234,6 +238,9 @@ impl Link {
             }
             LinkEvent::Ack(seq) => {
                 let after = self.time_to_durable(seq);
+                if let Some(time) = after {
+                    self.acks.note(time);
+                }
                 self.update(|r| {
                     r.acked = seq;
                     r.last_ack = Some(SystemClock::default().now());

@@ -2,15 +2,18 @@
 
 mod activity;
 mod add;
+mod alerts;
 mod api;
 mod continuity;
 mod daemon;
 mod link;
+mod metrics;
 mod progress;
 mod report;
 mod sensor;
 mod settings;
 mod supervisor;
+mod ui;
 
 pub use add::add;
 pub use daemon::DaemonOptions;
@@ -42,6 +45,8 @@ pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
     let daemon = Supervisor::start(state, config, overrides, DaemonOptions::default())?;
     let control = daemon.serve_control()?;
     eprintln!("{}", daemon.greeting());
+    daemon.start_ui()?;
+    alerts::start(Arc::downgrade(&daemon)).context("the thread for alerts")?;
     notify(&[sd_notify::NotifyState::Ready]);
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();

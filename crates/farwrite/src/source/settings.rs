@@ -38,7 +38,11 @@ impl Supervisor {
         Ok(Settings {
             file: self.state.config_path().display().to_string(),
             interval: some_or(&config.interval, "auto"),
-            sensor: format!("{:?}", config.sensor).to_lowercase(),
+            sensor: sensor_name(config.sensor),
+            sensors: config::Sensor::value_variants()
+                .iter()
+                .map(|s| sensor_name(*s))
+                .collect(),
             bandwidth: config.bandwidth.clone(),
             alert_command: config.alert.command.clone(),
             alert_lag: config.alert.lag.clone(),
@@ -255,6 +259,12 @@ pub(super) fn preview(p: &PreviewExcludes) -> Answer<ExcludePreview> {
     }
     found.paths.sort();
     Ok(found)
+}
+
+/// As the configuration file has it.
+fn sensor_name(sensor: config::Sensor) -> String {
+    let value = sensor.to_possible_value();
+    value.map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 fn some_or(text: &str, or: &str) -> String {

@@ -13,6 +13,7 @@ use crate::history::Past;
 use crate::state::State;
 use anyhow::{Context, bail};
 use farwrite_control::{Server, Status};
+use farwrite_web::{Metrics, Ui};
 use parking_lot::{Mutex, RwLock};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +45,10 @@ pub struct Supervisor {
     overrides: Overrides,
     /// For questions about the history.
     pub(super) past: Past,
+    /// `/metrics`, if the configuration wants it.
+    pub(super) metrics: Mutex<Option<Metrics>>,
+    /// The GUI, once it is served.
+    pub(super) ui: Mutex<Option<Ui>>,
     /// One change of the configuration at a time.
     pub(super) changes: Mutex<()>,
     /// Held while the daemon is started, stopped or replaced.
@@ -67,6 +72,8 @@ impl Supervisor {
             options,
             overrides,
             past: Past::new(state),
+            metrics: Mutex::default(),
+            ui: Mutex::default(),
             changes: Mutex::default(),
             current: RwLock::new(daemon.inner()),
             daemon: Mutex::new(Some(daemon)),
@@ -156,6 +163,8 @@ impl Supervisor {
     /// Ends the daemon.
     pub fn stop(&self) {
         self.options.feed.close();
+        drop(self.ui.lock().take());
+        drop(self.metrics.lock().take());
         if let Some(daemon) = self.daemon.lock().take() {
             daemon.stop();
         }

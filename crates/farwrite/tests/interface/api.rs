@@ -355,3 +355,86 @@ fn who_has_no_rights_on_the_socket_sees_nothing() {
     );
     assert_eq!(pair.source.status()["on"], true);
 }
+
+#[test]
+fn metrics_are_open_metrics_and_alerts_run_their_command() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    let told = place.top.join("told");
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let config = pair.source.state.join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let command = format!(
+        "printf '%s %s %s\\n' $FARWRITE_ALERT $FARWRITE_PHASE $FARWRITE_VAULT >> {}",
+        told.display()
+    );
+    let alert = format!(
+        "metrics = \"127.0.0.1:{port}\"\n[alert]\ncommand = '''{command}'''\nlag = \"1s\"\noffline = \"0.5s\"\n"
+    );
+    fs::write(
+        &config,
+        text.replacen("\n[[directory]]", &format!("\n{alert}\n[[directory]]"), 1),
+    )
+    .unwrap();
+    fs::write(pair.src.join("a"), "a").unwrap();
+    pair.source.start();
+    pair.converges(SOON);
+    let ask = || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 200") && head.contains("openmetrics-text"),
+            "{head}"
+        );
+        body.to_owned()
+    };
+    let text = ask();
+    let number = |text: &str, name: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(name))
+            .unwrap_or_else(|| panic!("no {name} in {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(text.trim_end().ends_with("# EOF"), "{text}");
+    assert_eq!(number(&text, "farwrite_switch_on"), 1.0);
+    assert_eq!(number(&text, "farwrite_connected"), 1.0);
+    assert!(number(&text, "farwrite_changes_total") >= 1.0);
+    assert!(number(&text, "farwrite_ack_seconds_count") >= 1.0);
+    assert!(!text.contains("/src"), "a path is among the numbers");
+    // Each line is a comment or a sample with a number, each family is announced once.
+    let mut families = std::collections::BTreeSet::new();
+    for line in text.trim_end().lines() {
+        match line.strip_prefix("# TYPE ") {
+            Some(family) => assert!(families.insert(family.to_owned()), "{family} twice"),
+            None if line.starts_with('#') => {}
+            None => assert!(
+                line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
+                "{line}"
+            ),
+        }
+    }
+    pair.vault.kill();
+    fs::write(pair.src.join("b"), "b").unwrap();
+    let has = |what: &str| fs::read_to_string(&told).is_ok_and(|t| t.contains(what));
+    until("both alerts", SOON, || {
+        (has("offline begin") && has("lag begin")).then_some(())
+    });
+    assert_eq!(number(&ask(), "farwrite_connected"), 0.0);
+    pair.vault.serve();
+    until("both over", SOON, || {
+        (has("offline end") && has("lag end")).then_some(())
+    });
+    let all = fs::read_to_string(&told).unwrap();
+    assert_eq!(all.lines().count(), 4, "{all}");
+}

@@ -1,0 +1,327 @@
+//! The status as OpenMetrics text (<https://github.com/prometheus/OpenMetrics>, version 1.0.0). No path and no name of a file
+//! is in it: whoever may read numbers must not learn names.
+
+use super::supervisor::Supervisor;
+use farwrite_control::{State, Status, Vault};
+use parking_lot::Mutex;
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+/// Upper bounds of the ack histogram, in seconds.
+const BOUNDS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// Times from closing a batch to its ack, counted by length.
+#[derive(Debug, Default)]
+pub struct AckTimes(Mutex<Times>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    /// Not cumulative; the last is for what is longer than all bounds.
+    counts: [u64; BOUNDS.len() + 1],
+    seconds: f64,
+}
+
+impl AckTimes {
+    /// Counts one.
+    pub fn note(&self, time: Duration) {
+        let s = time.as_secs_f64();
+        let at = BOUNDS.iter().position(|b| s <= *b).unwrap_or(BOUNDS.len());
+        let mut t = self.0.lock();
+        t.counts[at] += 1;
+        t.seconds += s;
+    }
+}
+
+/// Text in the making.
+#[derive(Default)]
+struct Metrics(String);
+
+impl Metrics {
+    fn family(&mut self, kind: &str, name: &str, unit: &str, help: &str) {
+        let _ = writeln!(self.0, "# TYPE farwrite_{name} {kind}");
+        if !unit.is_empty() {
+            let _ = writeln!(self.0, "# UNIT farwrite_{name} {unit}");
+        }
+        let _ = writeln!(self.0, "# HELP farwrite_{name} {help}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(k, v)| format!("{k}=\"{}\"", escaped(v)))
+            .collect();
+        let labels = match labels.is_empty() {
+            true => String::new(),
+            false => format!("{{{}}}", labels.join(",")),
+        };
+        let _ = writeln!(self.0, "farwrite_{name}{labels} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, unit: &str, help: &str, value: impl Display) {
+        self.family("gauge", name, unit, help);
+        self.sample(name, &[], value);
+    }
+
+    fn counter(&mut self, name: &str, unit: &str, help: &str, value: u64) {
+        self.family("counter", name, unit, help);
+        self.sample(&format!("{name}_total"), &[], value);
+    }
+
+    fn vault_gauge<T: Display>(
+        &mut self,
+        s: &Status,
+        name: &str,
+        unit: &str,
+        help: &str,
+        value: impl Fn(&Vault) -> T,
+    ) {
+        self.family("gauge", name, unit, help);
+        for v in &s.vaults {
+            self.sample(name, &[("vault", &v.name)], value(v));
+        }
+    }
+
+    fn vault_counter(
+        &mut self,
+        s: &Status,
+        name: &str,
+        unit: &str,
+        help: &str,
+        value: impl Fn(&Vault) -> u64,
+    ) {
+        self.family("counter", name, unit, help);
+        for v in &s.vaults {
+            self.sample(&format!("{name}_total"), &[("vault", &v.name)], value(v));
+        }
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+impl Supervisor {
+    pub(super) fn metrics_text(&self) -> String {
+        let status = self.status();
+        let mut m = Metrics::default();
+        of_source(&mut m, &status);
+        of_vaults(&mut m, &status);
+        let name = "ack_seconds";
+        m.family(
+            "histogram",
+            name,
+            "seconds",
+            "From closing a batch to its ack.",
+        );
+        for (vault, link) in &self.inner().links {
+            let t = *link.acks.0.lock();
+            let vault = vault.name.as_str();
+            let mut sum = 0;
+            for (bound, count) in BOUNDS.iter().zip(t.counts) {
+                sum += count;
+                m.sample(
+                    "ack_seconds_bucket",
+                    &[("vault", vault), ("le", &format!("{bound:?}"))],
+                    sum,
+                );
+            }
+            sum += t.counts[BOUNDS.len()];
+            m.sample(
+                "ack_seconds_bucket",
+                &[("vault", vault), ("le", "+Inf")],
+                sum,
+            );
+            m.sample("ack_seconds_sum", &[("vault", vault)], t.seconds);
+            m.sample("ack_seconds_count", &[("vault", vault)], sum);
+        }
+        m.0.push_str("# EOF\n");
+        m.0
+    }
+}
+
+fn of_source(m: &mut Metrics, s: &Status) {
+    m.family("info", "build", "", "The daemon.");
+    m.sample("build_info", &[("version", &s.version)], 1);
+    m.gauge(
+        "switch_on",
+        "",
+        "Automatic backup is switched on.",
+        u8::from(s.on),
+    );
+    m.family(
+        "gauge",
+        "sensor_active",
+        "",
+        "Which sensor listens to the kernel.",
+    );
+    if let Some(kind) = &s.sensor.kind {
+        m.sample("sensor_active", &[("sensor", kind)], 1);
+    }
+    m.gauge(
+        "sensor_marks",
+        "",
+        "Marks or watches in the kernel.",
+        s.sensor.marks,
+    );
+    m.gauge(
+        "sensor_replaced_calls",
+        "",
+        "System calls replaced now.",
+        s.sensor.replaced,
+    );
+    m.gauge(
+        "sensor_hooked_functions",
+        "",
+        "Other kernel functions hooked now.",
+        s.sensor.hooked,
+    );
+    m.counter(
+        "sensor_events",
+        "",
+        "Events read from the kernel.",
+        s.sensor.events,
+    );
+    m.counter(
+        "sensor_overflows",
+        "",
+        "Overflows of the kernel's queue.",
+        s.sensor.overflows,
+    );
+    m.counter(
+        "changes",
+        "",
+        "File modification messages queued.",
+        s.schedule.messages,
+    );
+    m.counter(
+        "changes_filtered",
+        "",
+        "Messages about what is left out.",
+        s.schedule.filtered,
+    );
+    let most = |f: fn(&farwrite_control::Protection) -> u64| {
+        s.protections.iter().map(f).max().unwrap_or(0)
+    };
+    m.counter(
+        "losses",
+        "",
+        "Times that changes were lost and everything concerned was compared.",
+        most(|p| p.lost),
+    );
+    m.counter(
+        "repairs",
+        "",
+        "Losses that have been made good.",
+        most(|p| p.repaired),
+    );
+    m.gauge(
+        "journal_bytes",
+        "bytes",
+        "Size of the journal.",
+        s.schedule.journal_bytes,
+    );
+    let behind = s
+        .schedule
+        .journal_last
+        .saturating_sub(s.schedule.journal_checkpoint);
+    m.gauge(
+        "queue_messages",
+        "",
+        "Messages in the journal that are not durable in every vault.",
+        behind,
+    );
+    let interval = s.schedule.managing_interval_ms / 1e3;
+    m.gauge(
+        "managing_interval_seconds",
+        "seconds",
+        "What the managing unit waits between two rounds.",
+        interval,
+    );
+}
+
+fn of_vaults(m: &mut Metrics, s: &Status) {
+    m.vault_gauge(
+        s,
+        "lag_seconds",
+        "seconds",
+        "Age of the oldest change that is not durable.",
+        |v| v.lag_ms as f64 / 1e3,
+    );
+    m.vault_gauge(s, "pending_changes", "", "Changes waiting.", |v| {
+        v.pending_changes
+    });
+    m.vault_gauge(
+        s,
+        "pending_bytes",
+        "bytes",
+        "Bytes known to be waiting.",
+        |v| v.pending_bytes,
+    );
+    m.vault_gauge(
+        s,
+        "in_flight_bytes",
+        "bytes",
+        "Bytes sent and not acked.",
+        |v| v.in_flight_bytes,
+    );
+    m.vault_gauge(s, "connected", "", "The vault is reached.", |v| {
+        u8::from(v.connected)
+    });
+    m.vault_gauge(
+        s,
+        "stopped",
+        "",
+        "Backup to the vault has stopped and needs a person.",
+        |v| u8::from(v.state == State::Error),
+    );
+    m.vault_gauge(
+        s,
+        "problems",
+        "",
+        "Entries that cannot be backed up.",
+        |v| v.problem_count,
+    );
+    m.vault_gauge(
+        s,
+        "processing_interval_seconds",
+        "seconds",
+        "What the processing unit waits between two rounds.",
+        |v| v.processing_interval_ms / 1e3,
+    );
+    m.vault_counter(s, "commands", "", "Backup commands carried out.", |v| {
+        v.backup.commands
+    });
+    m.vault_counter(s, "batches", "", "Batches sent.", |v| v.backup.batches);
+    m.vault_counter(s, "read_bytes", "bytes", "Bytes read from files.", |v| {
+        v.backup.bytes_read
+    });
+    m.vault_counter(
+        s,
+        "new_bytes",
+        "bytes",
+        "Bytes of files that were new.",
+        |v| v.backup.bytes_new,
+    );
+    m.vault_counter(s, "wire_bytes", "bytes", "Bytes on the wire.", |v| {
+        v.wire_bytes
+    });
+    m.vault_counter(s, "reconnects", "", "Connections made anew.", |v| {
+        v.reconnects
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_cannot_break_a_line() {
+        let mut m = Metrics::default();
+        m.sample("x", &[("vault", "a\"b\\c\nd")], 1.5);
+        assert_eq!(m.0, "farwrite_x{vault=\"a\\\"b\\\\c\\nd\"} 1.5\n");
+    }
+}

@@ -1,0 +1,344 @@
+//! What pages get while they are open, as server-sent events: rendered fragments of the overview, samples of the feed.
+//!
+//! A page is never told more than it can show: what the feed leaves out is counted here, where it costs nothing.
+
+use crate::gate::Session;
+use crate::pages::overview;
+use crate::server::Site;
+use axum::extract::{Extension, Query, State};
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use farwrite_control::{Activity, Status};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Live views at once, over all browsers.
+pub(crate) const VIEWS: usize = 48;
+/// How often the feed tells something.
+const TICK: Duration = Duration::from_millis(200);
+/// Changes that one tick shows.
+const SHOWN: usize = 40;
+/// Batches and links that one tick tells of.
+const MARKS: usize = 8;
+/// A browser that has lost its view comes back after this time.
+const AGAIN: Duration = Duration::from_millis(700);
+
+type Sender = mpsc::Sender<Result<Event, Infallible>>;
+
+/// A stream that `feed` fills until it ends or nobody reads.
+fn stream<F>(site: &Site, feed: impl FnOnce(Sender) -> F) -> Response
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Ok(place) = site.live.clone().try_acquire_owned() else {
+        let text = "too many pages are open";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    };
+    let (sender, receiver) = mpsc::channel(2);
+    let (gone, work) = (sender.clone(), feed(sender));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = work => {}
+            () = gone.closed() => {}
+        }
+        drop(place);
+    });
+    Sse::new(ReceiverStream::new(receiver))
+        .keep_alive(KeepAlive::new().interval(Duration::from_secs(10)))
+        .into_response()
+}
+
+async fn tell(sender: &Sender, data: &impl Serialize) -> bool {
+    let event = Event::default()
+        .retry(AGAIN)
+        .json_data(data)
+        .expect("what is told is plain data");
+    sender.send(Ok(event)).await.is_ok()
+}
+
+/// What the overview shows anew.
+#[derive(Serialize)]
+struct Overview {
+    sentence: String,
+    switch: String,
+    details: String,
+    lag_ms: u64,
+    pending: u64,
+    messages: u64,
+    wire_bytes: u64,
+}
+
+/// `GET /live/overview`.
+pub(crate) async fn overview(
+    State(site): State<Site>,
+    Extension(session): Extension<Session>,
+) -> Response {
+    let control = site.control.clone();
+    stream(&site, move |sender| async move {
+        let Ok(mut events) = control.events::<Status>("events/status").await else {
+            return;
+        };
+        // The charts move on also when nothing changes.
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let mut last: Option<Status> = None;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Ok(Some(status)) => last = Some(status),
+                    _ => return,
+                },
+                _ = tick.tick() => {}
+            }
+            let Some(status) = &last else { continue };
+            let now = Overview {
+                sentence: overview::sentence_part(status),
+                switch: overview::switch_part(status, &session),
+                details: overview::details_part(status),
+                lag_ms: status.vaults.iter().map(|v| v.lag_ms).max().unwrap_or(0),
+                pending: status
+                    .vaults
+                    .iter()
+                    .map(|v| v.pending_changes)
+                    .max()
+                    .unwrap_or(0),
+                messages: status.schedule.messages,
+                wire_bytes: status.vaults.iter().map(|v| v.wire_bytes).sum(),
+            };
+            if !tell(&sender, &now).await {
+                return;
+            }
+        }
+    })
+}
+
+/// What of the feed somebody wants.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Wanted {
+    filter: String,
+    operation: String,
+}
+
+impl Wanted {
+    fn is_wanted(&self, operation: &str, path: &str, to: Option<&str>) -> bool {
+        let named = |p: &str| p.contains(&self.filter);
+        (self.operation.is_empty() || self.operation == operation)
+            && (named(path) || to.is_some_and(named))
+    }
+}
+
+/// What one tick of the feed tells.
+#[derive(Default, Serialize)]
+struct Tick {
+    changes: Vec<Change>,
+    /// Changes that are not among them.
+    left_out: u64,
+    marks: Vec<Mark>,
+    durable: Option<Durable>,
+}
+
+#[derive(Serialize)]
+struct Change {
+    seq: u64,
+    time_ms: u64,
+    operation: String,
+    path: String,
+    to: Option<String>,
+    extent: Option<(u64, u64)>,
+}
+
+#[derive(Serialize)]
+struct Mark {
+    text: String,
+    time_ms: u64,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Durable {
+    through: u64,
+    time_ms: u64,
+}
+
+/// `GET /live/activity`.
+pub(crate) async fn activity(State(site): State<Site>, Query(wanted): Query<Wanted>) -> Response {
+    let control = site.control.clone();
+    stream(&site, move |sender| async move {
+        let Ok(mut events) = control.events::<Activity>("events/activity").await else {
+            return;
+        };
+        let mut feed = Feed {
+            wanted,
+            ..Feed::default()
+        };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // An empty tick says that the feed is there.
+        let mut greet = true;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Ok(Some(activity)) => feed.take(activity),
+                    _ => return,
+                },
+                _ = tick.tick() => {
+                    if feed.waits() && let Ok(status) = control.get::<Status>("status").await {
+                        feed.note_durable(&status);
+                    }
+                    if let Some(now) = feed.tick(greet)
+                        && !tell(&sender, &now).await
+                    {
+                        return;
+                    }
+                    greet = false;
+                }
+            }
+        }
+    })
+}
+
+#[derive(Default)]
+struct Feed {
+    wanted: Wanted,
+    next: Tick,
+    /// Bytes of batches sent since the last one that became durable, by vault.
+    sent: HashMap<String, u64>,
+    /// The last change that was shown.
+    shown: u64,
+    /// All changes up to this one are durable everywhere, as was told.
+    through: u64,
+    last_ack_ms: u64,
+}
+
+impl Feed {
+    fn take(&mut self, activity: Activity) {
+        match activity {
+            Activity::Change {
+                seq,
+                time_ms,
+                operation,
+                path,
+                to,
+                extent,
+                ..
+            } => {
+                if !self.wanted.is_wanted(&operation, &path, to.as_deref()) {
+                    return;
+                }
+                if self.next.changes.len() >= SHOWN {
+                    self.next.left_out += 1;
+                    return;
+                }
+                self.shown = seq;
+                self.next.changes.push(Change {
+                    seq,
+                    time_ms,
+                    operation,
+                    path,
+                    to,
+                    extent,
+                });
+            }
+            Activity::Sent { vault, bytes, .. } => *self.sent.entry(vault).or_default() += bytes,
+            Activity::Durable {
+                vault,
+                batch,
+                after_ms,
+                time_ms,
+                ..
+            } => {
+                self.last_ack_ms = time_ms;
+                let bytes = self.sent.remove(&vault).unwrap_or(0);
+                let sent = match bytes {
+                    0 => String::new(),
+                    n => format!(": {} sent,", crate::words::bytes(n)),
+                };
+                let text = format!("batch {batch}{sent} durable in {vault} after {after_ms} ms");
+                self.mark(Mark { text, time_ms });
+            }
+            Activity::Link { vault, text } => self.mark(Mark {
+                text: format!("{vault}: {text}"),
+                time_ms: now_ms(),
+            }),
+            Activity::Skipped { count } => self.next.left_out += count,
+        }
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        if self.next.marks.len() == MARKS {
+            self.next.marks.remove(0);
+        }
+        self.next.marks.push(mark);
+    }
+
+    /// Is something shown that is not known to be durable?
+    fn waits(&self) -> bool {
+        self.shown > self.through
+    }
+
+    fn note_durable(&mut self, status: &Status) {
+        let through = status.vaults.iter().map(|v| v.durable_through).min();
+        let through = through.unwrap_or(0);
+        if through > self.through {
+            self.through = through;
+            let time_ms = match self.last_ack_ms {
+                0 => now_ms(),
+                t => t,
+            };
+            self.next.durable = Some(Durable { through, time_ms });
+        }
+    }
+
+    fn tick(&mut self, greet: bool) -> Option<Tick> {
+        let t = &self.next;
+        let empty =
+            t.changes.is_empty() && t.marks.is_empty() && t.durable.is_none() && t.left_out == 0;
+        (greet || !empty).then(|| std::mem::take(&mut self.next))
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(seq: u64, path: &str) -> Activity {
+        Activity::Change {
+            seq,
+            time_ms: 1,
+            operation: "write".into(),
+            path: path.into(),
+            to: None,
+            extent: None,
+            text: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_storm_is_sampled_and_counted_and_the_filter_comes_first() {
+        let mut feed = Feed {
+            wanted: Wanted {
+                filter: "keep".into(),
+                operation: String::new(),
+            },
+            ..Feed::default()
+        };
+        for seq in 0..10_000 {
+            feed.take(change(seq, if seq % 10 == 0 { "/keep" } else { "/other" }));
+        }
+        feed.take(Activity::Skipped { count: 5 });
+        let tick = feed.tick(false).unwrap();
+        assert_eq!(tick.changes.len(), SHOWN);
+        assert_eq!(tick.left_out, 1_000 - SHOWN as u64 + 5);
+        assert!(tick.changes.iter().all(|c| c.path == "/keep"));
+        assert!(feed.tick(false).is_none());
+    }
+}
