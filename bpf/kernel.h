@@ -64,6 +64,8 @@ struct dentry {
 	struct qstr d_name;
 	struct inode *d_inode;
 	struct super_block *d_sb;
+	/* where d_name.name points for a short name; 32 bytes or more */
+	unsigned char d_iname[32];
 	/* NULL while the dentry is in no hash chain */
 	struct {
 		void *pprev;
