@@ -35,6 +35,7 @@ DEFINE_PER_CPU(long, farwrite_in_flight);
 DEFINE_PER_CPU(u64[FARWRITE_HOOKS_MAX], farwrite_seen);
 
 static bool on;
+static bool stuck;		/* ftrace has shut itself down: what is patched stays so, and the module with it */
 static bool draining;		/* off, but calls are under way: the module's reference is the worker's to put */
 static u64 epoch;
 
@@ -102,7 +103,8 @@ static void notrace entry(unsigned long ip, unsigned long parent, struct ftrace_
 
 static struct ftrace_ops ops = {
 	.func = entry,
-	.flags = FTRACE_OPS_FL_IPMODIFY,
+	/* Not put out of action by sysctl kernel.ftrace_enabled=0, which is refused (EBUSY) instead. */
+	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT,
 };
 
 /*
@@ -209,6 +211,8 @@ int farwrite_replace_on(void)
 
 	if (on)
 		return 0;
+	if (stuck)
+		return -EIO;
 	ips = kcalloc(farwrite_hook_count, sizeof(*ips), GFP_KERNEL);
 	if (!ips)
 		return error;
@@ -250,9 +254,13 @@ void farwrite_replace_off(void)
 
 	if (!on)
 		return;
-	/* Waits until no task is in the entry or in ftrace's trampoline. */
-	WARN_ON(unregister_ftrace_function(&ops));
 	on = false;
+	/* Waits until no task is in the entry or in ftrace's trampoline. */
+	if (unregister_ftrace_function(&ops)) {
+		pr_err("ftrace has shut itself down, see above: the original calls come back with the next boot\n");
+		stuck = true;
+		return;
+	}
 	for (waited = 0; in_flight() && waited < DRAIN_MS; waited += DRAIN_STEP_MS)
 		msleep(DRAIN_STEP_MS);
 	mutex_lock(&drain_lock);

@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 use sys::{Device, Memory};
 use uapi::{ABI, DEVICE, Info, ROOTS_MAX};
 
+/// How often the kernel is asked whether its function tracing still works.
+const CHECK: Duration = Duration::from_secs(1);
+/// 0 after the kernel has found its tracing broken and shut it down (nobody can set it to 0 while the module is on).
+const TRACING: &str = "/proc/sys/kernel/ftrace_enabled";
 /// How to get the module, for people.
 const REMEDY_BUILD: &str = "build and load it (make module && sudo insmod ..., see docs/capture.md), or use another sensor";
 
@@ -48,6 +52,8 @@ pub struct KmodSource {
     position: u64,
     /// Stopped at a bound: what was recorded then ends here.
     until: Option<u64>,
+    /// When the kernel's tracing was last seen to work.
+    checked: Instant,
     /// Lost records that were told of before a record in the ring did.
     told: u64,
     /// Something was handed out since the last release.
@@ -124,6 +130,14 @@ fn missing() -> SensorError {
     unavailable("the module is not installed", REMEDY_BUILD)
 }
 
+/// What nobody wants to read.
+const TRACING_STOPPED: &str =
+    "the kernel has shut its function tracing down (see dmesg), which the module stands on";
+
+fn tracing_works() -> bool {
+    std::fs::read(TRACING).map_or(true, |v| v.trim_ascii() != b"0")
+}
+
 /// Does the running kernel's module tree name it?
 fn is_installed() -> bool {
     let uname = rustix::system::uname();
@@ -163,6 +177,12 @@ impl KmodSource {
             ),
             _ => failed("replacing the system calls", &e),
         })?;
+        if !tracing_works() {
+            return Err(unavailable(
+                TRACING_STOPPED,
+                "reboot, or use another sensor",
+            ));
+        }
         let opened = Self::start(device, roots, opts);
         opened.map_err(|(e, device)| {
             // Whoever recorded before goes on being recorded; else everything is put back.
@@ -206,6 +226,7 @@ impl KmodSource {
             skip: opts.skip.clone(),
             position: info.tail,
             until: None,
+            checked: Instant::now(),
             told: 0,
             owing: false,
             stats: SensorStats::default(),
@@ -402,6 +423,12 @@ impl ChangeSource for KmodSource {
         let (until, first) = (deadline(timeout), out.len());
         let mut woken = false;
         loop {
+            if self.checked.elapsed() >= CHECK {
+                if !tracing_works() {
+                    return Err(Self::read_error(io::Error::other(TRACING_STOPPED)));
+                }
+                self.checked = Instant::now();
+            }
             let state = self.take(out);
             if out.len() > first || woken || Instant::now() >= until {
                 return Ok(state);
@@ -414,6 +441,7 @@ impl ChangeSource for KmodSource {
             }
             if state == ReadState::Drained {
                 self.device.seen(self.position).map_err(Self::read_error)?;
+                let until = until.min(self.checked + CHECK);
                 let ready = self.waker.wait(Some(self.device.as_fd()), until);
                 woken = ready.map_err(|e| Self::read_error(e.into()))? == Ready::Woken;
             }
