@@ -229,6 +229,15 @@ impl Feed {
                 if !self.wanted.is_wanted(&operation, &path, to.as_deref()) {
                     return;
                 }
+                // The same again in one moment is shown once, with its last number.
+                let same = |c: &&mut Change| {
+                    c.path == path && c.operation == operation && c.extent == extent && c.to == to
+                };
+                if let Some(again) = self.next.changes.iter_mut().rev().find(same) {
+                    again.seq = seq;
+                    self.shown = self.shown.max(seq);
+                    return;
+                }
                 if self.next.changes.len() >= SHOWN {
                     self.next.left_out += 1;
                     return;
@@ -332,13 +341,22 @@ mod tests {
             ..Feed::default()
         };
         for seq in 0..10_000 {
-            feed.take(change(seq, if seq % 10 == 0 { "/keep" } else { "/other" }));
+            let name = if seq % 10 == 0 { "keep" } else { "other" };
+            feed.take(change(seq, &format!("/{name}{seq}")));
         }
         feed.take(Activity::Skipped { count: 5 });
         let tick = feed.tick(false).unwrap();
         assert_eq!(tick.changes.len(), SHOWN);
         assert_eq!(tick.left_out, 1_000 - SHOWN as u64 + 5);
-        assert!(tick.changes.iter().all(|c| c.path == "/keep"));
+        assert!(tick.changes.iter().all(|c| c.path.starts_with("/keep")));
         assert!(feed.tick(false).is_none());
+        for seq in 0..1000 {
+            feed.take(change(seq, "/keep it"));
+        }
+        let tick = feed.tick(false).unwrap();
+        assert_eq!(
+            (tick.changes.len(), tick.left_out, tick.changes[0].seq),
+            (1, 0, 999)
+        );
     }
 }

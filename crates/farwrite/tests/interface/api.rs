@@ -369,17 +369,13 @@ fn metrics_are_open_metrics_and_alerts_run_their_command() {
     let config = pair.source.state.join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
     let command = format!(
-        "printf '%s %s %s\\n' $FARWRITE_ALERT $FARWRITE_PHASE $FARWRITE_VAULT >> {}",
+        "echo $FARWRITE_ALERT $FARWRITE_PHASE $FARWRITE_VAULT >> {}",
         told.display()
     );
-    let alert = format!(
-        "metrics = \"127.0.0.1:{port}\"\n[alert]\ncommand = '''{command}'''\nlag = \"1s\"\noffline = \"0.5s\"\n"
-    );
-    fs::write(
-        &config,
-        text.replacen("\n[[directory]]", &format!("\n{alert}\n[[directory]]"), 1),
-    )
-    .unwrap();
+    let metrics = format!("metrics = \"127.0.0.1:{port}\"\n");
+    let alert =
+        format!("\n[alert]\ncommand = \"\"\"{command}\"\"\"\nlag = \"1s\"\noffline = \"0.5s\"\n");
+    fs::write(&config, metrics + &text + &alert).unwrap();
     fs::write(pair.src.join("a"), "a").unwrap();
     pair.source.start();
     pair.converges(SOON);

@@ -338,7 +338,10 @@ pub struct Site {
 
 impl Site {
     pub fn open(prepare: impl FnOnce(&Path)) -> Site {
-        let place = Place::new();
+        Site::open_in(Place::new(), prepare)
+    }
+
+    pub fn open_in(place: Place, prepare: impl FnOnce(&Path)) -> Site {
         let mut pair = Pair::new(&place);
         prepare(&pair.src);
         pair.source.start();

@@ -18,7 +18,14 @@ fn fill(src: &Path) {
 
 #[test]
 fn every_page_is_for_everybody() {
-    let site = Site::open(fill);
+    let mut place = Place::new();
+    if screens().is_some() {
+        // Pictures for the documents show a path that means something.
+        place.top = "/srv/demo".into();
+        let _ = fs::remove_dir_all(&place.top);
+        fs::create_dir_all(&place.top).unwrap();
+    }
+    let site = Site::open_in(place, fill);
     let b = &site.browser;
     let report = site.pair.src.join("papers/report.txt");
     let mut then = String::new();
