@@ -425,7 +425,10 @@ static __noinline int put(struct scratch *s)
 	s->r.seq = __sync_fetch_and_add(&c->seq, 1);
 	if (size > sizeof(s->r) + PATH_ROOM + 8)
 		return 0;
+	/* Taken back before the record is there: the daemon may ask again as soon as it has seen it. */
 	wake = c->waiting;
+	if (wake)
+		c->waiting = 0;
 	failed = bpf_ringbuf_output(&ring, &s->r, size, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	if (failed) {
 		__u64 mask = s->mask;
@@ -438,13 +441,11 @@ static __noinline int put(struct scratch *s)
 		n->recorded++;
 	/* It went to sleep between the look at `waiting` and the record: an empty record wakes it. */
 	if (!wake && c->waiting) {
+		c->waiting = 0;
 		nudge = bpf_ringbuf_reserve(&ring, 8, 0);
 		if (nudge)
 			bpf_ringbuf_discard(nudge, BPF_RB_FORCE_WAKEUP);
-		wake = 1;
 	}
-	if (wake)
-		c->waiting = 0;
 	return 0;
 }
 
