@@ -12,6 +12,7 @@
 #include <linux/delay.h>
 #include <linux/ftrace.h>
 #include <linux/hash.h>
+#include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/rcupdate.h>
@@ -250,7 +251,7 @@ int farwrite_replace_on(void)
 
 void farwrite_replace_off(void)
 {
-	unsigned int waited;
+	unsigned long end;
 
 	if (!on)
 		return;
@@ -261,7 +262,8 @@ void farwrite_replace_off(void)
 		stuck = true;
 		return;
 	}
-	for (waited = 0; in_flight() && waited < DRAIN_MS; waited += DRAIN_STEP_MS)
+	end = jiffies + msecs_to_jiffies(DRAIN_MS);
+	while (in_flight() && time_before(jiffies, end))
 		msleep(DRAIN_STEP_MS);
 	mutex_lock(&drain_lock);
 	draining = true;
