@@ -276,17 +276,21 @@ static __always_inline void copy_name(__u8 *to, struct dentry *d, __u32 len)
 {
 	const unsigned char *name = d->d_name.name;
 
-	if (len <= sizeof(d->d_iname) && name == d->d_iname) {
-		const __u64 *from = (const void *)d->d_iname;
-		__u64 *words = (void *)to;
+	/* Another name of it from 6.14 on. */
+	if (bpf_core_field_exists(d->d_iname)) {
+		if (len <= sizeof(d->d_iname) && name == d->d_iname) {
+			const __u64 *from = (const void *)d->d_iname;
+			__u64 *words = (void *)to;
 
-		words[0] = from[0];
-		words[1] = from[1];
-		words[2] = from[2];
-		words[3] = from[3];
-	} else if (len) {
-		bpf_probe_read_kernel(to, len, name);
+			words[0] = from[0];
+			words[1] = from[1];
+			words[2] = from[2];
+			words[3] = from[3];
+			return;
+		}
 	}
+	if (len)
+		bpf_probe_read_kernel(to, len, name);
 }
 
 static long walk_step(__u32 i, struct walk *w)
@@ -665,7 +669,10 @@ int BPF_PROG(fault_dirty_shared_page, struct vm_fault *vmf)
 	e.inode = file->f_inode;
 	/* A large folio is written back, and so write-protected, as one: all of it is writable now. */
 	head = BPF_CORE_READ(page, compound_head);
-	flags = BPF_CORE_READ(page, flags);
+	/* Where the flags are no number any more, any page may be one of many. */
+	flags = ~0ull;
+	if (bpf_core_field_exists(page->flags))
+		flags = BPF_CORE_READ(page, flags);
 	if ((head & 1) || (flags & (1ull << bpf_core_enum_value(enum pageflags, PG_head)))) {
 		pages = HUGE_PAGES;
 		if (bpf_core_field_exists(struct folio, _folio_nr_pages)) {

@@ -42,13 +42,16 @@ pub(super) enum Need {
 pub(super) struct Hook {
     pub program: &'static str,
     pub function: &'static str,
+    /// How many arguments the function has as the program knows it: with another number, the result is elsewhere.
+    pub arguments: usize,
     pub need: Need,
 }
 
-const fn hook(program: &'static str, function: &'static str, need: Need) -> Hook {
+const fn hook(program: &'static str, function: &'static str, arguments: usize, need: Need) -> Hook {
     Hook {
         program,
         function,
+        arguments,
         need,
     }
 }
@@ -58,69 +61,94 @@ pub(super) const HOOKS: [Hook; 26] = [
     hook(
         "ext4_file_write_iter",
         "ext4_file_write_iter",
+        2,
         Need::On(Fs::Ext4),
     ),
     hook(
         "xfs_file_write_iter",
         "xfs_file_write_iter",
+        2,
         Need::On(Fs::Xfs),
     ),
     hook(
         "btrfs_file_write_iter",
         "btrfs_file_write_iter",
+        2,
         Need::On(Fs::Btrfs),
     ),
     // tmpfs has a function of its own since 6.6.
     hook(
         "shmem_file_write_iter",
         "shmem_file_write_iter",
+        2,
         Need::IfThere,
     ),
     hook(
         "generic_file_write_iter",
         "generic_file_write_iter",
+        2,
         Need::OnUnless(Fs::Tmpfs, "shmem_file_write_iter"),
     ),
-    hook("shmem_mmap", "shmem_mmap", Need::On(Fs::Tmpfs)),
+    hook("shmem_mmap", "shmem_mmap", 2, Need::On(Fs::Tmpfs)),
     hook(
         "locks_remove_file",
         "locks_remove_file",
+        1,
         Need::On(Fs::Tmpfs),
     ),
     hook(
         "iomap_dio_complete_entry",
         "iomap_dio_complete",
+        1,
         Need::Always,
     ),
     hook(
         "iomap_dio_complete_exit",
         "iomap_dio_complete",
+        1,
         Need::Always,
     ),
     hook(
         "fault_dirty_shared_page",
         "fault_dirty_shared_page",
+        1,
         Need::Always,
     ),
-    hook("vfs_fallocate", "vfs_fallocate", Need::Always),
-    hook("vfs_clone_file_range", "vfs_clone_file_range", Need::Always),
-    hook("vfs_copy_file_range", "vfs_copy_file_range", Need::Always),
-    hook("notify_change", "notify_change", Need::Always),
-    hook("vfs_setxattr", "__vfs_setxattr_noperm", Need::Always),
-    hook("vfs_removexattr", "__vfs_removexattr_locked", Need::Always),
+    hook("vfs_fallocate", "vfs_fallocate", 4, Need::Always),
+    hook(
+        "vfs_clone_file_range",
+        "vfs_clone_file_range",
+        6,
+        Need::Always,
+    ),
+    hook(
+        "vfs_copy_file_range",
+        "vfs_copy_file_range",
+        6,
+        Need::Always,
+    ),
+    hook("notify_change", "notify_change", 4, Need::Always),
+    hook("vfs_setxattr", "__vfs_setxattr_noperm", 6, Need::Always),
+    hook(
+        "vfs_removexattr",
+        "__vfs_removexattr_locked",
+        4,
+        Need::Always,
+    ),
     // Since 6.2; before, ACLs pass through the hooks of extended attributes.
-    hook("vfs_set_acl", "vfs_set_acl", Need::IfThere),
-    hook("vfs_remove_acl", "vfs_remove_acl", Need::IfThere),
-    hook("vfs_fileattr_set", "vfs_fileattr_set", Need::Always),
-    hook("d_instantiate", "d_instantiate", Need::Always),
-    hook("d_instantiate_new", "d_instantiate_new", Need::Always),
-    hook("vfs_unlink", "vfs_unlink", Need::Always),
-    hook("vfs_rmdir", "vfs_rmdir", Need::Always),
-    hook("vfs_rename_entry", "vfs_rename", Need::Always),
-    hook("vfs_rename_exit", "vfs_rename", Need::Always),
+    hook("vfs_set_acl", "vfs_set_acl", 4, Need::IfThere),
+    hook("vfs_remove_acl", "vfs_remove_acl", 3, Need::IfThere),
+    hook("vfs_fileattr_set", "vfs_fileattr_set", 3, Need::Always),
+    hook("d_instantiate", "d_instantiate", 2, Need::Always),
+    hook("d_instantiate_new", "d_instantiate_new", 2, Need::Always),
+    hook("vfs_unlink", "vfs_unlink", 4, Need::Always),
+    hook("vfs_rmdir", "vfs_rmdir", 3, Need::Always),
+    hook("vfs_rename_entry", "vfs_rename", 1, Need::Always),
+    hook("vfs_rename_exit", "vfs_rename", 1, Need::Always),
     hook(
         "generic_shutdown_super",
         "generic_shutdown_super",
+        1,
         Need::Always,
     ),
 ];

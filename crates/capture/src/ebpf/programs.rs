@@ -3,7 +3,7 @@
 
 use super::hooks::{self, Fs, Hook};
 use super::shared::{self, Control};
-use libbpf_rs::btf::{Btf, types};
+use libbpf_rs::btf::{Btf, ReferencesType as _, types};
 use libbpf_rs::{Link, MapHandle, ObjectBuilder, PrintLevel, Program};
 use rustix::fs::FlockOperation;
 use std::fs::File;
@@ -93,6 +93,18 @@ fn choose(filesystems: &[Fs]) -> Result<Vec<&'static Hook>, Missing> {
             "use another sensor",
         )
     })?;
+    let strange = wanted
+        .iter()
+        .find(|h| arguments(&btf, h.function).is_some_and(|n| n != h.arguments));
+    if let Some(hook) = strange {
+        return Err(missing(
+            format!(
+                "this kernel's {} takes other arguments than the one that the programs know",
+                hook.function
+            ),
+            "use another sensor, or a later version of Farwrite",
+        ));
+    }
     let optional = hooks::HOOKS
         .iter()
         .filter(|h| h.need == hooks::Need::IfThere);
@@ -103,6 +115,13 @@ fn choose(filesystems: &[Fs]) -> Result<Vec<&'static Hook>, Missing> {
         );
     }
     Ok(wanted)
+}
+
+/// How many arguments the function takes; `None`: it is in a module, or not there.
+fn arguments(btf: &Btf<'_>, function: &str) -> Option<usize> {
+    let function: types::Func<'_> = btf.type_by_name(function)?;
+    let proto = types::FuncProto::try_from(function.referenced_type()).ok()?;
+    Some(proto.len())
 }
 
 /// What has to be there for any of this. Leaves nothing behind.
