@@ -127,8 +127,9 @@ pub(crate) struct Wanted {
 impl Wanted {
     fn is_wanted(&self, operation: &str, path: &str, to: Option<&str>) -> bool {
         let named = |p: &str| p.contains(&self.filter);
-        (self.operation.is_empty() || self.operation == operation)
-            && (named(path) || to.is_some_and(named))
+        // "links" may be about files that are not protected: only for those who ask for it.
+        let by_default = self.operation.is_empty() && operation != "links";
+        (by_default || self.operation == operation) && (named(path) || to.is_some_and(named))
     }
 }
 

@@ -13,9 +13,19 @@ const REMEMBERED: usize = 1024;
 /// A watcher is asked whether it is still there at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// Links of a file that is known by its number only have changed, anywhere on the filesystem. Whoever watches must not
+/// take that for a change of the directory that it is told with.
+fn is_about_links(change: &Change) -> bool {
+    let other = |f| f != change.dir;
+    change.op == ChangeOp::Attrib && change.name.is_none() && change.file.is_some_and(other)
+}
+
 /// A file modification message as those who watch get it.
 pub fn told(change: &Change, seq: ChangeSeq) -> Activity {
-    let text = change.describe();
+    let text = match is_about_links(change) {
+        true => format!("links    of a file on the filesystem of {}", change.path),
+        false => change.describe(),
+    };
     let operation = text
         .split_whitespace()
         .next()

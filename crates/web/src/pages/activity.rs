@@ -12,8 +12,9 @@ struct Feed {
 }
 
 /// As the daemon calls them.
-const OPERATIONS: [&str; 9] = [
-    "create", "write", "truncate", "rename", "delete", "attrib", "mmap", "compare", "overflow",
+const OPERATIONS: [&str; 10] = [
+    "create", "write", "truncate", "rename", "delete", "attrib", "mmap", "links", "compare",
+    "overflow",
 ];
 
 /// `GET /activity`.
