@@ -139,7 +139,11 @@ impl DirtySet {
                 None,
             ) if c.file.is_some_and(|f| f != c.dir) => {
                 let target = file_or(c, Target::Directory(c.dir));
-                self.put(at(&c.path, target), data, None, false);
+                let what = match c.op {
+                    ChangeOp::Mapped(_) => mapped,
+                    _ => data,
+                };
+                self.put(at(&c.path, target), what, None, false);
             }
             (ChangeOp::Attrib, None) => {
                 let what = What {

@@ -93,6 +93,8 @@ pub struct Recovered {
     pub pending: Vec<(ChangeSeq, Change)>,
     /// Files with records that could not be read; what they held is unknown.
     pub damaged: Vec<PathBuf>,
+    /// There was no journal at all.
+    pub fresh: bool,
 }
 
 impl Journal {
@@ -119,13 +121,15 @@ impl Journal {
         let mut found = Recovered {
             pending: Vec::new(),
             damaged: Vec::new(),
+            fresh: numbers.is_empty(),
         };
         let (mut files, mut checkpoint, mut last) = (VecDeque::new(), ChangeSeq(0), ChangeSeq(0));
         for (i, &n) in numbers.iter().enumerate() {
             let path = file_path(dir, n);
             let read = read_file(&path)?;
             let cut_at_the_end = read.torn && i + 1 == numbers.len();
-            if read.damaged || (read.torn && !cut_at_the_end) {
+            let gap = i > 0 && read.first_minus_one > last;
+            if read.damaged || (read.torn && !cut_at_the_end) || gap {
                 found.damaged.push(path.clone());
             }
             for e in read.entries {

@@ -83,6 +83,10 @@ pub struct ManagingShared {
     stats: Mutex<ManagingStats>,
 }
 
+/// A request that the sensor be emptied.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainTicket(u64);
+
 #[derive(Default)]
 struct Drains {
     requested: u64,
@@ -266,11 +270,27 @@ impl ManagingShared {
     /// Asks the unit to empty the sensor's queue and waits until it has. `wake` interrupts the sensor's wait. Returns
     /// the last message then queued: all changes made before the call are at or before it. `None` at the deadline.
     pub fn barrier(&self, wake: &dyn Fn(), deadline: Instant) -> Option<ChangeSeq> {
+        self.wait_drained(&mut None, wake, deadline)
+    }
+
+    /// The same in several tries: the first one asks, and leaves in `ticket` what the next ones go on waiting for.
+    pub fn wait_drained(
+        &self,
+        ticket: &mut Option<DrainTicket>,
+        wake: &dyn Fn(),
+        deadline: Instant,
+    ) -> Option<ChangeSeq> {
         let mut d = self.drains.lock();
-        d.requested += 1;
-        let mine = d.requested;
-        self.drained.notify_all();
-        wake();
+        let mine = match ticket {
+            Some(t) => t.0,
+            None => {
+                d.requested += 1;
+                self.drained.notify_all();
+                wake();
+                d.requested
+            }
+        };
+        *ticket = Some(DrainTicket(mine));
         while d.done < mine {
             if self.stop.load(Ordering::Acquire)
                 || self.drained.wait_until(&mut d, deadline).timed_out()

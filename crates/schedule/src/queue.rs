@@ -237,9 +237,14 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// See [`DirtySet::to_changes`].
+    /// Everything that a journal has to hold to begin anew with: see [`DirtySet::to_changes`]. What has left the set without an
+    /// ack is known no more one by one: if there is any, everything is to be compared.
     pub fn to_changes(&self) -> Vec<Change> {
-        self.inner.lock().dirty.to_changes()
+        let mut q = self.inner.lock();
+        if let Some(left) = q.left().map(|g| g.oldest).min() {
+            q.dirty.compare_roots(left.0, left.1);
+        }
+        q.dirty.to_changes()
     }
 
     /// Counters.

@@ -303,7 +303,10 @@ impl EbpfSource {
         self.stats.delivered += taken as u64;
         self.owing |= taken > 0;
         self.mark.read(self.ring.position() - begin);
-        if state == ReadState::Drained {
+        if state == ReadState::Drained && self.ring.position() < self.ring.head() {
+            // A program is still writing its record; those behind it are of calls that may have returned.
+            std::thread::yield_now();
+        } else if state == ReadState::Drained {
             self.mark.clear();
             return Ok(state);
         }
@@ -467,6 +470,9 @@ impl ChangeSource for EbpfSource {
         self.set_clock();
         let mut woken = false;
         loop {
+            // A loss before the records in front of it: who looks at the bytes that they name has to know that there may
+            // be others.
+            self.losses(out);
             let state = self.take(out)?;
             self.losses(out);
             if out.len() > first || woken || Instant::now() >= until {

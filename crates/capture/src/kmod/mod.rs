@@ -56,6 +56,8 @@ pub struct KmodSource {
     checked: Instant,
     /// Lost records that were told of before a record in the ring did.
     told: u64,
+    /// All records about losses in the ring before this position have been told of.
+    told_until: u64,
     /// Something was handed out since the last release.
     owing: bool,
     stats: SensorStats,
@@ -228,6 +230,7 @@ impl KmodSource {
             until: None,
             checked: Instant::now(),
             told: 0,
+            told_until: 0,
             owing: false,
             stats: SensorStats::default(),
         })
@@ -235,9 +238,11 @@ impl KmodSource {
 
     /// Takes what is in the ring, about [`READ_CHANGES`] at most.
     fn take(&mut self, out: &mut Vec<Change>) -> ReadState {
-        let head = self.memory.head();
+        let (head, first) = (self.memory.head(), out.len());
+        // A loss before the records that are in front of it: who looks at the bytes that they name has to know that there may
+        // be others.
+        let mut lost = self.tell_losses(head, out);
         let mut batch = Batch::new(out, &self.skip);
-        let mut lost = false;
         let state = loop {
             if batch.out.len() - batch.first >= READ_CHANGES {
                 break ReadState::More;
@@ -260,7 +265,7 @@ impl KmodSource {
             self.stats.seen += 1;
             if let Some(count) = lost_count(bytes) {
                 let told = std::mem::take(&mut self.told);
-                if told >= count {
+                if told >= count || self.position <= self.told_until {
                     continue;
                 }
             }
@@ -274,18 +279,11 @@ impl KmodSource {
             }
             note_gone(bytes, &self.roots, &mut self.gone);
         };
-        if state == ReadState::Drained {
-            let (count, roots) = self.memory.lost();
-            if count > self.told {
-                self.told = count;
-                self.stats.overflows += 1;
-                lost = true;
-                batch.out.extend(overflows(&self.roots, roots));
-            }
-        }
-        let taken = batch.out.len() - batch.first;
         self.stats.filtered += batch.filtered;
         self.stats.merged += batch.merged;
+        // Those since the beginning: a drained ring is one of which all is known.
+        lost |= self.tell_losses(head, out);
+        let taken = out.len() - first;
         self.stats.delivered += taken as u64;
         self.owing |= taken > 0;
         if lost {
@@ -303,6 +301,52 @@ impl KmodSource {
             }
             false => ReadState::More,
         }
+    }
+
+    /// Reports what was lost and not told of yet; says whether there was any. Besides what the module counts, that are records
+    /// about a loss that lie further on in the ring, up to `head`.
+    fn tell_losses(&mut self, head: u64, out: &mut Vec<Change>) -> bool {
+        let (mut count, mut roots) = self.memory.lost();
+        loop {
+            // Taken back when a record about it goes into the ring; the two numbers have to be of one moment.
+            let again = self.memory.lost();
+            if again == (count, roots) {
+                break;
+            }
+            (count, roots) = again;
+        }
+        let mut mask = 0;
+        if count > self.told && roots != 0 {
+            self.told = count;
+            mask |= roots;
+        }
+        mask |= self.losses_ahead(head);
+        if mask == 0 {
+            return false;
+        }
+        self.stats.overflows += 1;
+        out.extend(overflows(&self.roots, mask));
+        true
+    }
+
+    /// The roots of those records about a loss in the ring that have not been looked for yet.
+    fn losses_ahead(&mut self, head: u64) -> u64 {
+        let (mut at, mut mask) = (self.position.max(self.told_until), 0);
+        while at < head {
+            let data = |at, len| self.memory.data(at, len);
+            match ring::next(&mut at, head, self.memory.data_bytes(), data) {
+                Next::Record { bytes, size } => {
+                    if lost_count(bytes).is_some() {
+                        mask |= lost_roots(bytes).unwrap_or(u64::MAX);
+                    }
+                    at += size;
+                }
+                // What is wrong there is told when it is its turn.
+                Next::Empty | Next::Corrupt => break,
+            }
+        }
+        self.told_until = head;
+        mask
     }
 
     /// Pages that a lost record was about are writable, and tell nothing more: makes them clean, before the compare.
@@ -378,6 +422,12 @@ fn lost_count(bytes: &[u8]) -> Option<u64> {
     let op = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
     let count = u64::from_ne_bytes(bytes.get(uapi::RECORD_LENGTH..)?.first_chunk().copied()?);
     (op == uapi::OP_LOST).then_some(count)
+}
+
+/// Of which roots (bit n: root n).
+fn lost_roots(bytes: &[u8]) -> Option<u64> {
+    let field = bytes.get(uapi::RECORD_OFFSET..)?.first_chunk().copied()?;
+    Some(u64::from_ne_bytes(field))
 }
 
 /// Messages that everything below these roots (bit n: root n) is to be compared.

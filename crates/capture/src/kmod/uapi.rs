@@ -17,6 +17,8 @@ pub(super) const OP_GONE: u16 = 10;
 pub(super) const RECORD_MIN: u64 = 8;
 /// Where `length` is in a record.
 pub(super) const RECORD_LENGTH: usize = 56;
+/// `offset` of a record: of a loss, the roots.
+pub(super) const RECORD_OFFSET: usize = 48;
 /// Where `root` is in a record.
 pub(super) const RECORD_ROOT: usize = 92;
 /// Bytes of the page in front of the ring's data.
@@ -196,6 +198,7 @@ mod tests {
             "{only_c:?}"
         );
         assert_eq!(c["farwrite_record.root"], RECORD_ROOT as u64);
+        assert_eq!(c["farwrite_record.offset"], RECORD_OFFSET as u64);
         assert_eq!(c["farwrite_record.length"], RECORD_LENGTH as u64);
     }
 

@@ -2,7 +2,7 @@
 
 use super::activity::Feed;
 use super::continuity::Record;
-use super::link::{Barrier, Link, LinkSetup, Resumed};
+use super::link::{Barrier, Barriered, Link, LinkSetup, Resumed};
 use super::sensor::{Ending, Losses, Running, SensorReport, SensorSetup};
 use crate::config::{Config, Vault};
 use crate::state::State;
@@ -90,7 +90,7 @@ impl Daemon {
             tracing::warn!(path = %path.display(), "a part of the journal is damaged: everything is compared");
         }
         let record = Record::open(state.continuity_path(), &config);
-        if !recovered.damaged.is_empty() {
+        if recovered.fresh || !recovered.damaged.is_empty() {
             record.forget();
         }
         let resumed = Arc::new(Resumed::default());
@@ -106,8 +106,11 @@ impl Daemon {
         let barrier: Barrier = {
             let sensor = sensor.clone();
             Arc::new(move |deadline| match &*sensor.lock() {
-                SensorSlot::On(running) => running.barrier(deadline),
-                _ => None,
+                SensorSlot::On(running) => match running.barrier(deadline) {
+                    Some(_) => Barriered::Drained,
+                    None => Barriered::Busy,
+                },
+                _ => Barriered::NoSensor,
             })
         };
         let (mut links, mut threads) = (Vec::new(), Vec::new());
@@ -355,9 +358,11 @@ impl Inner {
         let ending = || self.links.iter().any(|(_, l)| l.stopping());
         let over = || gone() || ending() || end.is_some_and(|e| Instant::now() >= e);
         let _hurry: Vec<_> = self.links.iter().map(|(_, l)| l.queue.hurry()).collect();
+        // One request for all tries, or steady work would put it off again and again.
+        let mut ticket = None;
         let target = loop {
             let seq = match &*self.sensor.lock() {
-                SensorSlot::On(r) => r.barrier(step()),
+                SensorSlot::On(r) => r.wait_drained(&mut ticket, step()),
                 _ => return Err("automatic backup is switched off: `farwrite on` first".into()),
             };
             match seq {
@@ -367,6 +372,11 @@ impl Inner {
             }
         };
         for (vault, link) in &self.links {
+            while !link.wait_ready(step()) {
+                if over() {
+                    return Err(self.late(&format!("{} has not been reached", vault.name)));
+                }
+            }
             while !link.queue.wait_acked(target, step()) {
                 if over() {
                     return Err(self.late(&format!("not everything is durable in {}", vault.name)));

@@ -36,7 +36,18 @@ const PROBLEMS_SHOWN: usize = 20;
 const TIMED_BATCHES: usize = 256;
 
 /// Empties the sensor; `false` if that is not to be had (switched off, or the deadline passed).
-pub type Barrier = Arc<dyn Fn(Instant) -> Option<ChangeSeq> + Send + Sync>;
+pub type Barrier = Arc<dyn Fn(Instant) -> Barriered + Send + Sync>;
+
+/// How emptying the sensor went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barriered {
+    /// What it held is in the queue.
+    Drained,
+    /// It was still at work at the deadline.
+    Busy,
+    /// There is none: switched off.
+    NoSensor,
+}
 
 /// What a link is made with.
 pub struct LinkSetup {
@@ -69,6 +80,8 @@ pub struct LinkSetup {
 pub struct LinkReport {
     /// Connected and at work.
     pub up: bool,
+    /// Index and vault agree, and what is to be looked at is in the queue.
+    pub ready: bool,
     /// Why not, or what is being done.
     pub message: String,
     /// A person has to do something.
@@ -176,6 +189,20 @@ impl Link {
     }
 
     /// Blocks until all batches closed so far are in the mirror (if the vault keeps one); `false` at the deadline.
+    /// Waits until what this vault lacks is in its queue; `false` at the deadline.
+    pub fn wait_ready(&self, deadline: Instant) -> bool {
+        let mut r = self.report.lock();
+        while !r.ready {
+            if self.stop.load(Ordering::Acquire)
+                || self.changed.wait_until(&mut r, deadline).timed_out()
+            {
+                return r.ready;
+            }
+        }
+        true
+    }
+
+    /// Waits until the mirror stands where the vault's log does; `false` at the deadline.
     pub fn wait_mirrored(&self, deadline: Instant) -> bool {
         let mut r = self.report.lock();
         // An ack may be told of before the thread that sent the batch has said so.
@@ -332,6 +359,7 @@ impl Worker {
                 self.pause(RETRY);
             }
             self.shared.connection.lock().take();
+            self.shared.update(|r| r.ready = false);
             self.shared.queue.forget_in_flight();
         }
     }
@@ -421,6 +449,7 @@ impl Worker {
             (None, Settled::Same) if !journaled => {}
             (None, _) => self.compare_all(&mut unit)?,
         }
+        self.shared.update(|r| r.ready = true);
         let mut commands = Commands {
             unit,
             worker: self,
@@ -431,10 +460,13 @@ impl Worker {
         *self.shared.processing.lock() = processing.stats();
         let barrier = &self.setup.barrier;
         let drain = || {
-            if barrier(Instant::now() + Duration::from_secs(1)).is_none() {
-                // No sensor: nothing is waiting in it.
-                self.setup.queue.note_drained();
-                std::thread::sleep(Duration::from_millis(20));
+            match barrier(Instant::now() + Duration::from_secs(1)) {
+                Barriered::Drained | Barriered::Busy => {}
+                Barriered::NoSensor => {
+                    // Nothing is waiting in it.
+                    self.setup.queue.note_drained();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
         };
         let ended = processing.run(&mut commands, &drain);
@@ -595,7 +627,7 @@ impl Commands<'_> {
 /// Is the sensor empty and nothing queued?
 fn quiet(setup: &LinkSetup) -> bool {
     setup.queue.is_empty()
-        && (setup.barrier)(Instant::now() + Duration::from_millis(200)).is_some()
+        && (setup.barrier)(Instant::now() + Duration::from_millis(200)) == Barriered::Drained
         && setup.queue.is_empty()
 }
 

@@ -9,7 +9,8 @@ use farwrite_capture::{
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, Clock, Guarantee, SystemClock};
 use farwrite_schedule::{
-    Drain, Journal, ManagingShared, ManagingStats, ManagingUnit, MessageSource, PacerSetting, Queue,
+    Drain, DrainTicket, Journal, ManagingShared, ManagingStats, ManagingUnit, MessageSource,
+    PacerSetting, Queue,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub struct Running {
     waker: Arc<Mutex<Option<Waker>>>,
     stop: Arc<AtomicBool>,
     leave: Arc<AtomicBool>,
+    started: Instant,
     thread: JoinHandle<Journal>,
 }
 
@@ -195,6 +197,7 @@ impl Running {
             waker,
             stop,
             leave,
+            started: Instant::now(),
             thread,
         };
         Ok((running, resumed))
@@ -215,6 +218,20 @@ impl Running {
     /// Empties the sensor's queue; returns the last message then. `None` at the deadline.
     pub fn barrier(&self, deadline: Instant) -> Option<ChangeSeq> {
         self.shared.barrier(&|| self.wake(), deadline)
+    }
+
+    /// See [`ManagingShared::wait_drained`]. A ticket is good for this run of the sensor.
+    pub fn wait_drained(
+        &self,
+        ticket: &mut Option<(Instant, DrainTicket)>,
+        deadline: Instant,
+    ) -> Option<ChangeSeq> {
+        let mut mine = ticket.filter(|(of, _)| *of == self.started).map(|(_, t)| t);
+        let done = self
+            .shared
+            .wait_drained(&mut mine, &|| self.wake(), deadline);
+        *ticket = mine.map(|t| (self.started, t));
+        done
     }
 
     /// What the status shows.

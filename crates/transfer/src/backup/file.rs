@@ -4,7 +4,7 @@ use super::batch::Piece;
 use super::content::{Comparison, ContentError, SMALL_BYTES, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
-use super::unit::{BackupUnit, TICK, UnitError};
+use super::unit::{BackupUnit, PARTIAL_HELD, TICK, UnitError};
 use farwrite_core::{BackupCommand, Extent, NodeId, Op};
 use farwrite_fs::{OpenMode, Stat, is_absent, list_xattrs, read_meta_with};
 use std::collections::BTreeMap;
@@ -76,8 +76,10 @@ impl BackupUnit {
             Ok(_) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
         }
-        if c.what.mapped
-            && let Err(err) = self.start_writeback(&file, c)
+        let trusted = self.trusts(row.as_ref(), c);
+        // A file that is read as a whole may be mapped although this command does not say so.
+        if (c.what.mapped || row.is_some() && !trusted)
+            && let Err(err) = self.start_writeback(&file, c, trusted)
         {
             return self.fail(&e.path, &err, c);
         }
@@ -109,11 +111,26 @@ impl BackupUnit {
     }
 
     /// Write-protects the pages that mappings may be changing: whoever stores into them from now on is told of again.
-    fn start_writeback(&self, file: &File, c: &BackupCommand) -> io::Result<()> {
+    fn start_writeback(&self, file: &File, c: &BackupCommand, trusted: bool) -> io::Result<()> {
         match &c.extents {
-            Some(extents) => extents.iter().try_for_each(|x| (self.writeback)(file, x)),
-            None => (self.writeback)(file, Extent::to_end(0)),
+            Some(extents) if trusted => extents.iter().try_for_each(|x| (self.writeback)(file, x)),
+            _ => (self.writeback)(file, Extent::to_end(0)),
         }
+    }
+
+    /// Are the command's extents all that has changed of what was sent?
+    fn trusts(&self, row: Option<&NodeRow>, c: &BackupCommand) -> bool {
+        // What failed before waits for its next try with the extents that it had.
+        let nothing_left_out = !self.left_out();
+        row.is_some_and(|r| {
+            !r.flags.has(NodeFlags::SUSPECT)
+                && r.meta.size > SMALL_BYTES
+                && r.flags.has(NodeFlags::SUMS)
+        }) && c.extents.as_ref().is_some_and(|x| !x.is_empty())
+            && c.what.data
+            && !c.what.doubt
+            && !self.catching_up()
+            && nothing_left_out
     }
 
     /// Another file has the name now: the one that was to be read is read wherever it turns up.
@@ -131,7 +148,9 @@ impl BackupUnit {
         c: &BackupCommand,
     ) -> Result<(Stat, bool, Content), ContentError<UnitError>> {
         self.stats.files_read += 1;
-        self.read_now.insert(node);
+        if !self.trusts(row, c) {
+            self.read_now.insert(node);
+        }
         let mut before = Stat::of(file)?;
         let mut tries = 0;
         loop {
@@ -234,15 +253,12 @@ impl BackupUnit {
         row: Option<&NodeRow>,
         c: &BackupCommand,
     ) -> Result<Pending, ContentError<UnitError>> {
-        let trusted = row.is_some_and(|r| !r.flags.has(NodeFlags::SUSPECT))
-            && c.what.data
-            && !c.what.doubt
-            && !self.catching_up();
+        let trusted = self.trusts(row, c);
         let comparison = Comparison {
             file,
             size: stat.size,
             base: row,
-            extents: c.extents.as_ref().filter(|x| trusted && !x.is_empty()),
+            extents: c.extents.as_ref().filter(|_| trusted),
             groups: if row.is_some() {
                 self.index.sum_groups(node)?.into_iter().collect()
             } else {
@@ -444,8 +460,10 @@ impl BackupUnit {
             },
         };
         let racy = stat.ctime.max(stat.mtime).after(TICK) >= started;
+        let partial = self.trusts(row.as_ref(), c) && stat.size > SMALL_BYTES;
         let flags = NodeFlags::SUMS
             .with(NodeFlags::RACY, racy)
+            .with(NodeFlags::PARTIAL, partial)
             .with(NodeFlags::SUSPECT, !settled)
             .with(NodeFlags::UNSETTLED, !settled);
         let new = NodeRow {
@@ -473,6 +491,9 @@ impl BackupUnit {
         self.send_content(node, content)?;
         if racy {
             self.racy.push((node, started));
+        }
+        if partial && self.partial.len() < PARTIAL_HELD {
+            self.partial.insert(node, started);
         }
         if !settled {
             self.look_again_at_file(c, e);

@@ -171,6 +171,8 @@ impl Index {
         };
         self.exec("BEGIN IMMEDIATE; DELETE FROM nodes; DELETE FROM names; DELETE FROM sums; DELETE FROM undo; DELETE FROM undo_parts;")?;
         self.save_state()?;
+        // Nothing of the tree is in it.
+        self.set_incomplete(true)?;
         self.exec("COMMIT")
     }
 

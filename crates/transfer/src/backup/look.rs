@@ -110,6 +110,7 @@ impl BackupUnit {
             };
             let what = What {
                 data: c.what.data,
+                mapped: c.what.mapped,
                 attr: true,
                 ..What::default()
             };
@@ -131,12 +132,18 @@ impl BackupUnit {
             .iter()
             .map(|r| (r.spec.slot, r.id.dev))
             .collect();
+        let mut found = false;
+        // A file with names below several protected directories is a node in each.
         for (slot, _) in slots.into_iter().filter(|(_, dev)| *dev == id.dev) {
             for (node, row) in self.index.by_ino(slot, id.ino)? {
                 if self.look_at_names_of(&mut c, node, row, id)? {
-                    return Ok(());
+                    found = true;
+                    break;
                 }
             }
+        }
+        if found {
+            return Ok(());
         }
         if let Some(p) = self.problems.get(&c.path) {
             // It could not be read when it came, and perhaps can now.
@@ -507,11 +514,12 @@ impl BackupUnit {
         if e.stat.kind == Kind::File {
             let times = row.meta.mtime != e.stat.mtime || row.meta.size != e.stat.size;
             // What was read after the message came holds what the message is about.
-            let read = self.read_now.contains(&node) && !ctime_differs;
+            let read = self.read_now.contains(&node) && !ctime_differs && !c.what.mapped;
             let content = c.what.created || c.what.data;
             let told = !read && content && c.extents.as_ref().is_none_or(|x| !x.is_empty());
             let watched = !compare && !c.what.doubt && !self.catching_up();
-            let doubt = !watched && (ctime_differs || row.flags.has(NodeFlags::RACY));
+            let unsure = row.flags.has(NodeFlags::RACY) || row.flags.has(NodeFlags::PARTIAL);
+            let doubt = !watched && (ctime_differs || unsure);
             if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
                 return self.send_file(e, node, Some(row), c, slot);
             }

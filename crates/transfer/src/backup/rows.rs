@@ -22,6 +22,10 @@ impl NodeFlags {
     /// The vault was told that another version follows, since the file changed while it was read.
     pub const UNSETTLED: NodeFlags = NodeFlags(16);
 
+    /// The last look read only what a sensor had told of: the times are newer than what is known of the rest, whose messages
+    /// may be on their way.
+    pub const PARTIAL: NodeFlags = NodeFlags(32);
+
     /// Are all of these set?
     pub fn has(self, f: NodeFlags) -> bool {
         self.0 & f.0 == f.0
@@ -62,6 +66,7 @@ impl NodeRow {
             && self.meta.mtime == stat.mtime
             && self.meta.size == stat.content_bytes()
             && !self.flags.has(NodeFlags::RACY)
+            && !self.flags.has(NodeFlags::PARTIAL)
             && !self.flags.has(NodeFlags::SUSPECT)
     }
 

@@ -10,7 +10,7 @@ use farwrite_core::{
     Name, NodeId, Op, Origin, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -19,6 +19,10 @@ use std::time::Duration;
 /// Times are trusted to show a later change once the last read is this much later than them: more than one tick
 /// of the slowest kernel clock (10 ms at HZ=100).
 pub(super) const TICK: Duration = Duration::from_millis(25);
+/// A sensor that loses messages says so within this time (the eBPF sensor asks its programs once a second).
+const LOSS_TOLD: Duration = Duration::from_secs(3);
+/// Files remembered as read in part; of more, the index alone knows, and a compare reads them.
+pub(super) const PARTIAL_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
 /// Problems remembered one by one; beyond that they are only counted.
@@ -115,6 +119,8 @@ pub struct BackupUnit {
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
+    /// See [`NodeFlags::PARTIAL`]: when each was last read so.
+    pub(super) partial: HashMap<NodeId, Timestamp>,
     pub(super) problems: BTreeMap<BytePath, Problem>,
     boundaries: BTreeSet<BytePath>,
     last_batch: Option<BatchSeq>,
@@ -176,6 +182,7 @@ impl BackupUnit {
             ranges_held: RANGES_HELD,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
+            partial: HashMap::new(),
             problems: BTreeMap::new(),
             boundaries: BTreeSet::new(),
             last_batch: None,
@@ -253,7 +260,7 @@ impl BackupUnit {
         }
         self.refresh_touched()?;
         self.close(quiet)?;
-        self.note_completeness()?;
+        self.note_completeness(&mut || false)?;
         Ok(RoundReport {
             put_back: std::mem::take(&mut self.put_back),
             batch: self.last_batch,
@@ -268,6 +275,8 @@ impl BackupUnit {
     ) -> Result<Vec<BackupCommand>, UnitError> {
         self.tree.close_all();
         self.settle_racy()?;
+        self.settle_partial(quiet)?;
+        self.note_completeness(quiet)?;
         if !self.last_clean && self.index.state().seq > BatchSeq(0) && quiet() {
             self.close_as(true)?;
         }
@@ -311,14 +320,14 @@ impl BackupUnit {
 
     /// What would be left undone if this process ended now stays written in the index, until
     /// the vault has all of it.
-    fn note_completeness(&mut self) -> Result<(), UnitError> {
-        if !self.problems.is_empty() || self.problems_lost || self.catching_up() {
+    fn note_completeness(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
+        if self.left_out() || self.catching_up() {
             self.complete_at = None;
             if !self.incomplete {
                 self.incomplete = true;
                 self.index.set_incomplete(true)?;
             }
-        } else if self.incomplete && self.complete_at.is_none() {
+        } else if self.incomplete && self.complete_at.is_none() && quiet() {
             let state = self.index.state();
             self.complete_at = Some(state.seq);
             self.acked(state.acked)?;
@@ -329,7 +338,7 @@ impl BackupUnit {
     /// The command that compares everything: first backup, and catch-up after a time without a sensor. Until that is done
     /// and the vault has it, a process after this one has to do so, too.
     pub fn compare_all(&mut self) -> Result<Vec<(FileId, BytePath)>, UnitError> {
-        self.note_completeness()?;
+        self.note_completeness(&mut || false)?;
         let roots = self.tree.roots().iter();
         Ok(roots.map(|r| (r.id, r.spec.path.clone())).collect())
     }
@@ -541,7 +550,7 @@ impl BackupUnit {
             seq: self.batch.seq(),
             epoch: state.epoch,
             time: self.clock.now().max(state.time),
-            clean: clean && self.problems.is_empty() && !self.problems_lost,
+            clean: clean && !self.left_out(),
             ops: 0,
             blocks: 0,
             next_node: NodeId(state.next_node),
@@ -573,6 +582,38 @@ impl BackupUnit {
         for node in old {
             if let Some(mut row) = self.index.node(node)? {
                 row.flags = row.flags.with(NodeFlags::RACY, false);
+                self.index.put_node(node, &row)?;
+            }
+        }
+        if self.batch.is_empty() {
+            self.index.commit_quietly()?;
+        }
+        Ok(())
+    }
+
+    /// Could something not be read, and is to be tried again?
+    pub(super) fn left_out(&self) -> bool {
+        !self.problems.is_empty() || self.problems_lost
+    }
+
+    /// In a quiet moment everything that had been told of has been looked at: what was read in part is known as a whole, if
+    /// a sensor that lost something would have said so by now.
+    fn settle_partial(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
+        let now = self.clock.now();
+        let old: Vec<NodeId> = self
+            .partial
+            .iter()
+            .filter(|(_, t)| now.since(**t) > LOSS_TOLD)
+            .map(|(n, _)| *n)
+            .collect();
+        if old.is_empty() || !quiet() {
+            return Ok(());
+        }
+        self.index.begin()?;
+        for node in old {
+            self.partial.remove(&node);
+            if let Some(mut row) = self.index.node(node)? {
+                row.flags = row.flags.with(NodeFlags::PARTIAL, false);
                 self.index.put_node(node, &row)?;
             }
         }
