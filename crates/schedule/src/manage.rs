@@ -90,6 +90,8 @@ pub struct DrainTicket(u64);
 #[derive(Default)]
 struct Drains {
     requested: u64,
+    /// The last request for which the unit does not let its interval pass.
+    urgent: u64,
     done: u64,
     last: ChangeSeq,
 }
@@ -251,7 +253,7 @@ impl ManagingUnit {
     fn pause(&self, interval: Duration) {
         let deadline = Instant::now() + interval;
         let mut d = self.shared.drains.lock();
-        while d.requested <= d.done && !self.shared.stop.load(Ordering::Acquire) {
+        while d.urgent <= d.done && !self.shared.stop.load(Ordering::Acquire) {
             if self.shared.drained.wait_until(&mut d, deadline).timed_out() {
                 return;
             }
@@ -270,13 +272,19 @@ impl ManagingShared {
     /// Asks the unit to empty the sensor's queue and waits until it has. `wake` interrupts the sensor's wait. Returns
     /// the last message then queued: all changes made before the call are at or before it. `None` at the deadline.
     pub fn barrier(&self, wake: &dyn Fn(), deadline: Instant) -> Option<ChangeSeq> {
-        self.wait_drained(&mut None, wake, deadline)
+        self.wait_drained(&mut None, true, wake, deadline)
+    }
+
+    /// The same for who can do without: does not shorten the interval that the unit lets pass.
+    pub fn barrier_at_leisure(&self, wake: &dyn Fn(), deadline: Instant) -> Option<ChangeSeq> {
+        self.wait_drained(&mut None, false, wake, deadline)
     }
 
     /// The same in several tries: the first one asks, and leaves in `ticket` what the next ones go on waiting for.
     pub fn wait_drained(
         &self,
         ticket: &mut Option<DrainTicket>,
+        urgent: bool,
         wake: &dyn Fn(),
         deadline: Instant,
     ) -> Option<ChangeSeq> {
@@ -285,6 +293,9 @@ impl ManagingShared {
             Some(t) => t.0,
             None => {
                 d.requested += 1;
+                if urgent {
+                    d.urgent = d.requested;
+                }
                 self.drained.notify_all();
                 wake();
                 d.requested

@@ -105,11 +105,14 @@ impl Daemon {
         let sensor = Arc::new(Mutex::new(SensorSlot::Moving));
         let barrier: Barrier = {
             let sensor = sensor.clone();
-            Arc::new(move |deadline| match &*sensor.lock() {
-                SensorSlot::On(running) => match running.barrier(deadline) {
-                    Some(_) => Barriered::Drained,
-                    None => Barriered::Busy,
-                },
+            Arc::new(move |deadline, urgent| match &*sensor.lock() {
+                SensorSlot::On(running) => {
+                    let done = match urgent {
+                        true => running.barrier(deadline),
+                        false => running.barrier_at_leisure(deadline),
+                    };
+                    done.map_or(Barriered::Busy, |_| Barriered::Drained)
+                }
                 _ => Barriered::NoSensor,
             })
         };

@@ -35,8 +35,8 @@ const PROBLEMS_SHOWN: usize = 20;
 /// Batches whose time of sending is remembered, for the time to durable.
 const TIMED_BATCHES: usize = 256;
 
-/// Empties the sensor; `false` if that is not to be had (switched off, or the deadline passed).
-pub type Barrier = Arc<dyn Fn(Instant) -> Barriered + Send + Sync>;
+/// Empties the sensor until the deadline; if it is urgent (`true`), without letting the scheduling interval pass.
+pub type Barrier = Arc<dyn Fn(Instant, bool) -> Barriered + Send + Sync>;
 
 /// How emptying the sensor went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -460,7 +460,7 @@ impl Worker {
         *self.shared.processing.lock() = processing.stats();
         let barrier = &self.setup.barrier;
         let drain = || {
-            match barrier(Instant::now() + Duration::from_secs(1)) {
+            match barrier(Instant::now() + Duration::from_secs(1), true) {
                 Barriered::Drained | Barriered::Busy => {}
                 Barriered::NoSensor => {
                     // Nothing is waiting in it.
@@ -627,7 +627,7 @@ impl Commands<'_> {
 /// Is the sensor empty and nothing queued?
 fn quiet(setup: &LinkSetup) -> bool {
     setup.queue.is_empty()
-        && (setup.barrier)(Instant::now() + Duration::from_millis(200)) == Barriered::Drained
+        && (setup.barrier)(Instant::now() + Duration::from_millis(200), false) == Barriered::Drained
         && setup.queue.is_empty()
 }
 

@@ -220,6 +220,11 @@ impl Running {
         self.shared.barrier(&|| self.wake(), deadline)
     }
 
+    /// The same without shortening the scheduling interval.
+    pub fn barrier_at_leisure(&self, deadline: Instant) -> Option<ChangeSeq> {
+        self.shared.barrier_at_leisure(&|| self.wake(), deadline)
+    }
+
     /// See [`ManagingShared::wait_drained`]. A ticket is good for this run of the sensor.
     pub fn wait_drained(
         &self,
@@ -229,7 +234,7 @@ impl Running {
         let mut mine = ticket.filter(|(of, _)| *of == self.started).map(|(_, t)| t);
         let done = self
             .shared
-            .wait_drained(&mut mine, &|| self.wake(), deadline);
+            .wait_drained(&mut mine, true, &|| self.wake(), deadline);
         *ticket = mine.map(|t| (self.started, t));
         done
     }
