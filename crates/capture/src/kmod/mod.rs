@@ -263,11 +263,8 @@ impl KmodSource {
                 }
             };
             self.stats.seen += 1;
-            if let Some(count) = lost_count(bytes) {
-                let told = std::mem::take(&mut self.told);
-                if told >= count || self.position <= self.told_until {
-                    continue;
-                }
+            if lost_count(bytes).is_some() && self.position <= self.told_until {
+                continue;
             }
             match batch.add(bytes, &self.roots) {
                 Told::Changes => {}
@@ -306,6 +303,8 @@ impl KmodSource {
     /// Reports what was lost and not told of yet; says whether there was any. Besides what the module counts, that are records
     /// about a loss that lie further on in the ring, up to `head`.
     fn tell_losses(&mut self, head: u64, out: &mut Vec<Change>) -> bool {
+        // First, since the record about what was told of already begins a new count.
+        let mut mask = self.losses_ahead(head);
         let (mut count, mut roots) = self.memory.lost();
         loop {
             // Taken back when a record about it goes into the ring; the two numbers have to be of one moment.
@@ -315,12 +314,10 @@ impl KmodSource {
             }
             (count, roots) = again;
         }
-        let mut mask = 0;
         if count > self.told && roots != 0 {
             self.told = count;
             mask |= roots;
         }
-        mask |= self.losses_ahead(head);
         if mask == 0 {
             return false;
         }
@@ -336,8 +333,11 @@ impl KmodSource {
             let data = |at, len| self.memory.data(at, len);
             match ring::next(&mut at, head, self.memory.data_bytes(), data) {
                 Next::Record { bytes, size } => {
-                    if lost_count(bytes).is_some() {
-                        mask |= lost_roots(bytes).unwrap_or(u64::MAX);
+                    if let Some(count) = lost_count(bytes) {
+                        if count > self.told {
+                            mask |= lost_roots(bytes).unwrap_or(u64::MAX);
+                        }
+                        self.told = 0;
                     }
                     at += size;
                 }

@@ -232,22 +232,35 @@ impl Browser {
 
     #[track_caller]
     pub fn click(&self, css: &str) {
-        let element = self.element("css selector", css);
-        self.post(&format!("{element}/click"), json!({})).unwrap();
+        self.act("css selector", css, "click", json!({}));
     }
 
     #[track_caller]
     pub fn follow(&self, link: &str) {
-        let element = self.element("link text", link);
-        self.post(&format!("{element}/click"), json!({})).unwrap();
+        self.act("link text", link, "click", json!({}));
     }
 
     /// Presses keys while the element has the focus.
     #[track_caller]
     pub fn press(&self, css: &str, keys: &str) {
-        let element = self.element("css selector", css);
-        self.post(&format!("{element}/value"), json!({"text": keys}))
-            .unwrap();
+        self.act("css selector", css, "value", json!({"text": keys}));
+    }
+
+    /// Does something to an element. One that the live page replaced between the looking up and the doing was not touched:
+    /// that is done again.
+    #[track_caller]
+    fn act(&self, using: &str, value: &str, what: &str, with: Value) {
+        let begin = Instant::now();
+        loop {
+            let element = self.element(using, value);
+            match self.post(&format!("{element}/{what}"), with.clone()) {
+                Err(e) if e.contains("stale element") && begin.elapsed() < SOON => (),
+                done => {
+                    done.unwrap();
+                    return;
+                }
+            }
+        }
     }
 
     /// Replaces what is in a field.
