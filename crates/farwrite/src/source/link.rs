@@ -188,7 +188,6 @@ impl Link {
         *self.processing.lock().lock()
     }
 
-    /// Blocks until all batches closed so far are in the mirror (if the vault keeps one); `false` at the deadline.
     /// Waits until what this vault lacks is in its queue; `false` at the deadline.
     pub fn wait_ready(&self, deadline: Instant) -> bool {
         let mut r = self.report.lock();
@@ -449,7 +448,11 @@ impl Worker {
             (None, Settled::Same) if !journaled => {}
             (None, _) => self.compare_all(&mut unit)?,
         }
-        self.shared.update(|r| r.ready = true);
+        self.shared.update(|r| {
+            // The protected directories themselves went into a batch as the unit was made.
+            r.sent = unit.index().state().seq;
+            r.ready = true;
+        });
         let mut commands = Commands {
             unit,
             worker: self,

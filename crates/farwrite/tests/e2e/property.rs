@@ -331,6 +331,9 @@ fn run(sensor: &str) {
     pair.source = pair.source.with(&["--sensor", sensor]);
     pair.source.start();
     let (mut clean, mut between) = (vec![], vec![]);
+    // Nothing but the directory itself is a tree, too.
+    pair.source.flush(SOON);
+    check(&world, &world.tree, &pair.mirror(), "mirror");
     for _ in 0..30 {
         for _ in 0..world.chance.below(120) {
             world.step();
