@@ -35,13 +35,40 @@
   const span = (ms) => (ms < 1000 ? Math.round(ms) + " ms" : ms < 99500 ? (ms / 1000).toFixed(1) + " s" : Math.round(ms / 60000) + " min");
   const count = (n) => Math.round(n).toLocaleString("en");
 
+  // Brings what is there into line with `html`, and leaves alone what is the same: an element that is replaced while a button
+  // is held down on it loses the click, and a page that is being read loses focus, selection and scrolling.
+  const shown = new Map();
   function replace(id, html) {
     const place = byId(id);
-    if (!place || place.dataset.html === html) return;
-    const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
-    place.dataset.html = html;
-    place.innerHTML = html;
-    if (focused && byId(focused)) byId(focused).focus();
+    if (!place || shown.get(id) === html) return;
+    shown.set(id, html);
+    const made = document.createElement("template");
+    made.innerHTML = html;
+    align(place, made.content);
+  }
+  const alike = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
+  function align(old, made) {
+    let was = old.firstChild;
+    for (const now of [...made.childNodes]) {
+      // Something came in before it, or went: what has a name is found again.
+      if (was && now.id && !alike(was, now)) {
+        const known = [...old.children].find((e) => alike(e, now));
+        while (known && was !== known) { const gone = was; was = was.nextSibling; gone.remove(); }
+      }
+      if (!was || !alike(was, now)) {
+        old.insertBefore(now, was);
+        continue;
+      }
+      if (now.nodeType !== Node.ELEMENT_NODE) {
+        if (was.data !== now.data) was.data = now.data;
+      } else if (!was.isEqualNode(now)) {
+        for (const { name } of [...was.attributes]) if (!now.hasAttribute(name)) was.removeAttribute(name);
+        for (const { name, value } of now.attributes) if (was.getAttribute(name) !== value) was.setAttribute(name, value);
+        align(was, now);
+      }
+      was = was.nextSibling;
+    }
+    while (was) { const gone = was; was = was.nextSibling; gone.remove(); }
   }
 
   // --- overview

@@ -119,6 +119,13 @@ pub enum Look {
     Phone,
 }
 
+/// What is held down.
+#[derive(Clone, Copy, Debug)]
+pub enum Held {
+    Mouse,
+    Key(&'static str),
+}
+
 impl Browser {
     pub fn start() -> Browser {
         let driver = Driver::start();
@@ -246,8 +253,8 @@ impl Browser {
         self.act("css selector", css, "value", json!({"text": keys}));
     }
 
-    /// Does something to an element. One that the live page replaced between the looking up and the doing was not touched:
-    /// that is done again.
+    /// Does something to an element. If another page came between the looking up and the doing, it was not touched: that is
+    /// done again.
     #[track_caller]
     fn act(&self, using: &str, value: &str, what: &str, with: Value) {
         let begin = Instant::now();
@@ -259,6 +266,37 @@ impl Browser {
                     done.unwrap();
                     return;
                 }
+            }
+        }
+    }
+
+    /// Holds the mouse's button or a key down on an element while `meanwhile` runs, then lets go.
+    #[track_caller]
+    pub fn hold(&self, css: &str, held: Held, meanwhile: impl FnOnce()) {
+        let act = |actions: Value| {
+            self.post("/actions", json!({"actions": [actions]}))
+                .unwrap();
+        };
+        let mouse = |actions: Value| json!({"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions});
+        let keys = |actions: Value| json!({"type": "key", "id": "keys", "actions": actions});
+        match held {
+            Held::Mouse => {
+                let element = self.element("css selector", css);
+                let id = element.strip_prefix("/element/").unwrap();
+                // The key that WebDriver names elements by.
+                let origin = json!({"element-6066-11e4-a52e-4f735466cecf": id});
+                act(mouse(json!([
+                    {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin},
+                    {"type": "pointerDown", "button": 0},
+                ])));
+                meanwhile();
+                act(mouse(json!([{"type": "pointerUp", "button": 0}])));
+            }
+            Held::Key(key) => {
+                self.run(&format!("document.querySelector({}).focus()", json!(css)));
+                act(keys(json!([{"type": "keyDown", "value": key}])));
+                meanwhile();
+                act(keys(json!([{"type": "keyUp", "value": key}])));
             }
         }
     }

@@ -98,6 +98,76 @@ fn the_switch_lets_go_of_the_kernel_and_catches_up() {
 }
 
 #[test]
+fn the_live_page_takes_no_click_away() {
+    // This sensor's part of the page changes with every directory that is made.
+    let site = Site::open(|src| {
+        let config = src.parent().unwrap().join("state/config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        let inotify = text.replace("sensor = \"auto\"", "sensor = \"inotify\"");
+        assert_ne!(text, inotify);
+        fs::write(config, inotify).unwrap();
+    });
+    let b = &site.browser;
+    let kernel = || b.text("#in-kernel");
+    b.wait(
+        "live",
+        SOON,
+        "document.querySelector('#now-lag').innerText !== ''",
+    );
+    let (mut on, mut made) = (true, 0);
+    for round in 0..12 {
+        let held = match round % 4 {
+            0 | 1 => Held::Mouse,
+            _ => Held::Key(" "),
+        };
+        b.run("document.getElementById('switch-button').isTheSame = true");
+        b.hold("#switch-button", held, || {
+            if !on {
+                return;
+            }
+            for _ in 0..3 {
+                let before = kernel();
+                made += 1;
+                fs::create_dir(site.pair.src.join(format!("d{made}"))).unwrap();
+                until("the page tells of the new watch", SOON, || {
+                    (kernel() != before).then_some(())
+                });
+            }
+            let same = b.run("return document.getElementById('switch-button').isTheSame");
+            assert_eq!(same, true, "the switch was replaced while it was held");
+        });
+        on = !on;
+        b.wait(
+            "the switch follows",
+            SOON,
+            &format!("document.querySelector('#switch-button[aria-checked={on}]') && !document.querySelector('#switch-button').isTheSame"),
+        );
+        assert_eq!(site.pair.source.status()["on"], on);
+        b.wait(
+            "live again",
+            SOON,
+            "document.querySelector('#now-lag').innerText !== ''",
+        );
+    }
+    // What somebody else switches is shown in place, and the focus stays where it was.
+    b.run("document.getElementById('switch-button').isTheSame = true");
+    b.run("document.getElementById('switch-button').focus()");
+    for (command, shown) in [("off", false), ("on", true)] {
+        site.pair.source.run(&[command]).good();
+        b.wait(
+            "the switch follows",
+            SOON,
+            &format!("document.querySelector('#switch-button[aria-checked={shown}]')"),
+        );
+        let same = b.run("return document.activeElement.isTheSame");
+        assert_eq!(same, true, "another element has the focus");
+        let next = b.run("return document.querySelector('input[name=on]').value");
+        assert_eq!(next, (!shown).to_string(), "what a click would ask for");
+    }
+    site.pair.converges(SOON);
+}
+
+#[test]
 fn a_directory_is_protected_by_the_form_which_keeps_what_was_typed() {
     let site = Site::open(|_| ());
     let b = &site.browser;
