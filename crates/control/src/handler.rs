@@ -1,5 +1,6 @@
 //! What the daemon does for the API. All of it may block: the server calls it on threads made for that.
 
+use crate::alerts::*;
 use crate::fault::{Answer, Fault};
 use crate::history::*;
 use crate::settings::*;
@@ -45,6 +46,10 @@ pub trait Handler: Send + Sync + 'static {
     }
     /// Changes it, in the file and in effect.
     fn change_settings(&self, change: SettingsChange) -> Answer<Settings> {
+        Err(Fault::not_offered())
+    }
+    /// Sends a test alert by every channel, and waits for the outcome.
+    fn test_alerts(&self) -> Answer<TestedAlerts> {
         Err(Fault::not_offered())
     }
     /// Protects a directory from now on.

@@ -1,16 +1,17 @@
 //! Which request is which function of the handler, and the OpenAPI document of it all.
 
-use crate::fault::{Answer, Fault};
+use crate::alerts::*;
+use crate::fault::Fault;
 use crate::handler::{Content, Handler, Watch};
 use crate::history::*;
+use crate::reply::*;
 use crate::settings::*;
 use crate::types::*;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header;
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -23,19 +24,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::OpenApi;
 
-/// Largest request body.
-const BODY_BYTES: usize = 256 << 10;
 /// Events on their way to one reader; what a slow reader misses, the daemon counts.
 const EVENTS: usize = 64;
-/// How often the status is looked at for those who watch it.
-const STATUS_EVERY: Duration = Duration::from_millis(250);
 /// Pieces of a file on their way to one reader.
 const PIECES: usize = 4;
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 256 << 10;
 
 type Shared = State<Arc<dyn Handler>>;
-type Reply<T> = Result<Json<T>, Fault>;
 
 /// The OpenAPI document, as JSON.
 pub fn openapi() -> String {
@@ -48,7 +44,7 @@ pub fn openapi() -> String {
 #[openapi(
     info(
         title = "Farwrite control API",
-        version = "2",
+        version = "3",
         description = "Of a running source daemon, on its unix socket. Errors are a `Fault`."
     ),
     paths(
@@ -60,6 +56,7 @@ pub fn openapi() -> String {
         status_events,
         settings,
         change_settings,
+        test_alerts,
         protect,
         unprotect,
         preview_excludes,
@@ -88,6 +85,7 @@ pub fn router(handler: Arc<dyn Handler>) -> Router {
         .route("/v1/events/activity", get(activity))
         .route("/v1/events/status", get(status_events))
         .route("/v1/settings", get(settings).post(change_settings))
+        .route("/v1/alerts/test", post(test_alerts))
         .route("/v1/protect", post(protect))
         .route("/v1/unprotect", post(unprotect))
         .route("/v1/excludes/preview", post(preview_excludes))
@@ -109,62 +107,6 @@ pub fn router(handler: Arc<dyn Handler>) -> Router {
 
 async fn document() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
-}
-
-impl IntoResponse for Fault {
-    fn into_response(self) -> Response {
-        let code = StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (code, axum::Json(self)).into_response()
-    }
-}
-
-/// A body in JSON; a bad one is a [`Fault`].
-#[derive(FromRequest)]
-#[from_request(via(axum::Json), rejection(Fault))]
-struct Json<T>(T);
-
-impl<T: serde::Serialize> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        axum::Json(self.0).into_response()
-    }
-}
-
-/// A query; a bad one is a [`Fault`].
-#[derive(FromRequestParts)]
-#[from_request(via(axum::extract::Query), rejection(Fault))]
-struct Query<T>(T);
-
-impl From<JsonRejection> for Fault {
-    fn from(e: JsonRejection) -> Fault {
-        Fault::invalid(e.body_text())
-    }
-}
-
-impl From<QueryRejection> for Fault {
-    fn from(e: QueryRejection) -> Fault {
-        Fault::invalid(e.body_text())
-    }
-}
-
-/// Calls the handler on a thread that may block.
-async fn call<T: Send + 'static>(
-    handler: Arc<dyn Handler>,
-    f: impl FnOnce(&dyn Handler) -> Answer<T> + Send + 'static,
-) -> Answer<T> {
-    tokio::task::spawn_blocking(move || f(&*handler))
-        .await
-        .unwrap_or_else(|_| {
-            Err(Fault::failed(
-                "an internal error (see the daemon's log): please report it",
-            ))
-        })
-}
-
-async fn reply<T: Send + 'static>(
-    handler: Arc<dyn Handler>,
-    f: impl FnOnce(&dyn Handler) -> Answer<T> + Send + 'static,
-) -> Reply<T> {
-    call(handler, f).await.map(Json)
 }
 
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
@@ -235,41 +177,10 @@ fn pump(watch: Watch, sender: &mpsc::Sender<Result<Event, Infallible>>) {
     }
 }
 
-fn as_event(data: &impl serde::Serialize) -> Event {
-    Event::default()
-        .json_data(data)
-        .expect("what is told is plain data")
-}
-
-fn events(stream: ReceiverStream<Result<Event, Infallible>>) -> Response {
-    Sse::new(stream)
-        .keep_alive(KeepAlive::new().interval(Duration::from_secs(5)))
-        .into_response()
-}
-
 #[utoipa::path(get, path = "/v1/events/status", responses((status = 200, content_type = "text/event-stream", body = Status)))]
 /// The status whenever it changes, as server-sent events; at most four a second.
 async fn status_events(State(h): Shared) -> Response {
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut last = None;
-        loop {
-            let Ok(now) = call(h.clone(), |h| Ok(h.status())).await else {
-                return;
-            };
-            if last.as_ref() != Some(&now) {
-                if sender.send(Ok(as_event(&now))).await.is_err() {
-                    return;
-                }
-                last = Some(now);
-            }
-            if sender.is_closed() {
-                return;
-            }
-            tokio::time::sleep(STATUS_EVERY).await;
-        }
-    });
-    events(ReceiverStream::new(receiver))
+    changes(h, |h| h.status())
 }
 
 #[utoipa::path(get, path = "/v1/settings", responses((status = 200, body = Settings)))]
@@ -282,6 +193,12 @@ async fn settings(State(h): Shared) -> Reply<Settings> {
 /// Changes settings, in the file and in effect.
 async fn change_settings(State(h): Shared, Json(c): Json<SettingsChange>) -> Reply<Settings> {
     reply(h, move |h| h.change_settings(c)).await
+}
+
+#[utoipa::path(post, path = "/v1/alerts/test", responses((status = 200, body = TestedAlerts)))]
+/// Sends a test alert by every channel, once, and waits for the outcome.
+async fn test_alerts(State(h): Shared) -> Reply<TestedAlerts> {
+    reply(h, |h| h.test_alerts()).await
 }
 
 #[utoipa::path(post, path = "/v1/protect", request_body = Protect, responses((status = 200, body = Settings), (status = 422, body = Fault)))]

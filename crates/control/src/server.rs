@@ -2,6 +2,9 @@
 
 use crate::handler::Handler;
 use crate::routes::router;
+use crate::vault::VaultHandler;
+use crate::vault_routes::vault_router;
+use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::socket_peercred;
@@ -35,6 +38,15 @@ pub struct Server {
 impl Server {
     /// Listens at `path`, replacing a socket that a dead daemon left. The caller holds the daemon's lock.
     pub fn start(path: &Path, handler: Arc<dyn Handler>) -> io::Result<Server> {
+        Server::serve(path, router(handler))
+    }
+
+    /// The same for a vault's daemon.
+    pub fn start_vault(path: &Path, handler: Arc<dyn VaultHandler>) -> io::Result<Server> {
+        Server::serve(path, vault_router(handler))
+    }
+
+    fn serve(path: &Path, router: Router) -> io::Result<Server> {
         match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -52,7 +64,7 @@ impl Server {
             let _inside = runtime.enter();
             UnixListener::from_std(listener)?
         };
-        runtime.spawn(accept(listener, handler));
+        runtime.spawn(accept(listener, router));
         Ok(Server {
             path: path.to_owned(),
             runtime: Some(runtime),
@@ -69,9 +81,9 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: UnixListener, handler: Arc<dyn Handler>) {
+async fn accept(listener: UnixListener, router: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let service = TowerToHyperService::new(router(handler));
+    let service = TowerToHyperService::new(router);
     loop {
         let place = room
             .clone()

@@ -1,5 +1,6 @@
 //! The configuration as the API shows and changes it. Field names are those of the configuration file.
 
+use crate::alerts::{AlertChannels, AlertChannelsChange};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,13 +17,14 @@ pub struct Settings {
     pub sensors: Vec<String>,
     /// `bandwidth`: bytes a second to each vault, such as "10 MB"; empty: no limit.
     pub bandwidth: String,
-    /// `[alert] command`: run when an alert begins or ends; empty: none. Only the file changes it: who gets hold of a
-    /// browser must not be able to run programs.
-    pub alert_command: String,
     /// `[alert] lag`: an alert begins when the oldest change waits for this long.
     pub alert_lag: String,
     /// `[alert] offline`: an alert begins when a vault is away for this long.
     pub alert_offline: String,
+    /// `[alert] disk`: an alert begins when the state directory has less room than this, such as "500 MB"; empty: never.
+    pub alert_disk: String,
+    /// `[alert]`: where alerts go.
+    pub alert_channels: AlertChannels,
     /// `[[directory]]`.
     pub directories: Vec<Directory>,
     /// `[[vault]]`.
@@ -65,6 +67,10 @@ pub struct SettingsChange {
     pub alert_lag: Option<String>,
     /// See [`Settings::alert_offline`].
     pub alert_offline: Option<String>,
+    /// See [`Settings::alert_disk`].
+    pub alert_disk: Option<String>,
+    /// Where alerts go.
+    pub alert_channels: AlertChannelsChange,
 }
 
 /// Protects a directory, or changes its excludes.

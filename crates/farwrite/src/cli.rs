@@ -56,6 +56,9 @@ enum Command {
         after_help = "Examples:\n  farwrite ui\n  sudo farwrite ui          # prints a link that is good once, for five minutes\n\nFrom another machine:  ssh -L 9874:127.0.0.1:9874 HOST, then open the link there"
     )]
     Ui,
+    /// Alerts: who is told when something is wrong
+    #[command(subcommand)]
+    Alert(AlertCommand),
     /// Change the scheduling interval of the running daemon
     #[command(after_help = "Examples:\n  farwrite interval auto\n  farwrite interval 500ms")]
     Interval(IntervalArgs),
@@ -182,6 +185,16 @@ pub enum VaultCommand {
         #[arg(long, value_name = "SOURCE")]
         name: SourceName,
     },
+}
+
+/// `farwrite alert ...`.
+#[derive(Debug, Subcommand)]
+pub enum AlertCommand {
+    /// Send a test alert by every channel that the configuration names, and say how that went
+    #[command(
+        after_help = "Examples:\n  farwrite alert test\n\nCommand, webhook and mail are set in config.toml in the state directory, or on the GUI's page Settings"
+    )]
+    Test,
 }
 
 /// `farwrite source ...`.
@@ -367,6 +380,7 @@ impl Cli {
             Command::Off => crate::control::switch(&state?, false),
             Command::Top => crate::top::run(&state?),
             Command::Ui => crate::control::ui(&state?),
+            Command::Alert(AlertCommand::Test) => crate::control::test_alerts(&state?),
             Command::Interval(args) => crate::control::interval(&state?, args.interval),
             Command::Versions(args) => history::versions(&state?, &args),
             Command::Ls(args) => history::ls(&state?, &args),

@@ -1,5 +1,6 @@
 //! The configuration of a source: a commented TOML file that `source add` writes and a person may edit.
 
+use crate::alert::{Channels, Mail, Secret};
 use crate::state::State;
 use crate::toml_merge;
 use anyhow::{Context, bail};
@@ -76,6 +77,17 @@ pub struct Alert {
     pub lag: String,
     /// A vault is away for this long.
     pub offline: String,
+    /// The state directory's filesystem has less room than this; empty: never.
+    pub disk: String,
+    /// Gets a POST with JSON when an alert begins or ends. Empty: none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub webhook: String,
+    /// Sent along as `Authorization: Bearer`.
+    #[serde(skip_serializing_if = "Secret::is_empty")]
+    pub webhook_token: Secret,
+    /// Mail.
+    #[serde(skip_serializing_if = "is_no_mail")]
+    pub mail: Mail,
 }
 
 impl Default for Alert {
@@ -84,8 +96,16 @@ impl Default for Alert {
             command: String::new(),
             lag: "5m".into(),
             offline: "1m".into(),
+            disk: "500 MB".into(),
+            webhook: String::new(),
+            webhook_token: Secret::default(),
+            mail: Mail::default(),
         }
     }
+}
+
+fn is_no_mail(mail: &Mail) -> bool {
+    *mail == Mail::default()
 }
 
 impl Alert {
@@ -101,6 +121,24 @@ impl Alert {
     /// [`Alert::offline`] as a time.
     pub fn offline(&self) -> anyhow::Result<Duration> {
         parse_duration(&self.offline).map_err(|e| anyhow::anyhow!("alert.offline: {e}"))
+    }
+
+    /// [`Alert::disk`] in bytes; 0: never.
+    pub fn disk(&self) -> anyhow::Result<u64> {
+        match self.disk.trim() {
+            "" => Ok(0),
+            t => crate::bytes::parse(t).context("alert.disk"),
+        }
+    }
+
+    /// Where alerts go.
+    pub fn channels(&self) -> Channels {
+        Channels {
+            command: self.command.clone(),
+            webhook: self.webhook.clone(),
+            webhook_token: self.webhook_token.clone(),
+            mail: self.mail.clone(),
+        }
     }
 }
 
@@ -157,7 +195,11 @@ const HEADER: &str = "\
 # metrics    where /metrics is served, such as \"127.0.0.1:9875\", to whoever asks there; without it nowhere.
 #
 # [alert]        command (run by sh when an alert begins or ends; FARWRITE_ALERT, FARWRITE_PHASE,\n#                FARWRITE_VAULT and FARWRITE_MESSAGE say which),
-#                lag, offline (an alert begins after these times, \"5m\" and \"1m\" unless set)
+#                lag, offline (an alert begins after these times, \"5m\" and \"1m\" unless set),
+#                disk (when the state directory has less room than this, \"500 MB\" unless set),
+#                webhook (an address that gets a POST with JSON), webhook_token (sent as a bearer token)
+# [alert.mail]   server (HOST or HOST:PORT), security (\"starttls\", \"tls\" or \"none\"), user, password, from, to (a list).
+#                `farwrite alert test` tries all of them.
 #
 # [[directory]]  path, slot (its number: leave it alone), exclude (patterns as in .gitignore)
 # [[vault]]      name, source (what the vault calls this machine), directories, and
@@ -173,13 +215,8 @@ impl Config {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Config::fresh()),
             Err(e) => return Err(e).with_context(|| path.display().to_string()),
         };
-        let config: Config = toml::from_str(&text).map_err(|e| {
-            anyhow::anyhow!(
-                "{}: {}",
-                path.display(),
-                e.to_string().trim().replace('\n', " ")
-            )
-        })?;
+        let config: Config = toml::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("{}: {}", path.display(), unreadable(&text, &e)))?;
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)
     }
@@ -303,6 +340,8 @@ impl Config {
         self.bandwidth()?;
         self.alert.lag()?;
         self.alert.offline()?;
+        self.alert.disk()?;
+        self.alert.channels().check()?;
         if !["", "unlimited", "kernel"].contains(&self.queue.as_str()) {
             bail!("queue is \"unlimited\" or \"kernel\", not {:?}", self.queue);
         }
@@ -358,6 +397,20 @@ impl Vault {
             identity: state.identity()?,
         }))
     }
+}
+
+/// What is wrong with a TOML file, on one line, without the text of the file: that may hold a secret.
+pub fn unreadable(text: &str, e: &toml::de::Error) -> String {
+    let at = e.span().map_or(0, |s| s.start.min(text.len()));
+    // An error may be told at a line's end, or behind it.
+    let begin = text[..at].trim_end().rfind('\n').map_or(0, |i| i + 1);
+    let end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+    let secret = |word: &&str| text[begin..end].contains(*word);
+    let what = match ["password", "token"].iter().any(secret) {
+        true => "this cannot be read (not shown: it may be a secret)".into(),
+        false => e.message().trim().replace('\n', " "),
+    };
+    format!("line {}: {what}", text[..begin].lines().count() + 1)
 }
 
 /// Reads `ssh://[USER@]HOST[:PORT]/VAULT_DIR`. The directory is absolute on that machine; `/~/x` is below the home.
@@ -459,6 +512,30 @@ mod tests {
             "ssh://-oProxyCommand=x/v",
         ] {
             assert!(parse_ssh_url(bad, &name).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_shows_its_line_but_no_secret() {
+        let t = tempfile::tempdir().unwrap();
+        let state = State::choose(Some(t.path().join("s"))).unwrap();
+        let said = |text: &str| {
+            state.create().unwrap();
+            std::fs::write(state.config_path(), text).unwrap();
+            format!("{:#}", Config::load(&state).unwrap_err())
+        };
+        assert!(said("sensor = \"sonar\"").contains("sonar"));
+        for bad in [
+            "[alert.mail]\npassword = hunter2\n",
+            "[alert.mail]\npassword = \"hunter2\n",
+            "[alert.mail]\npassword = [\"hunter2\"]\n",
+            "[alert]\nwebhook_token = { hunter2 = 1 }\n",
+            "[alert.mail]\npassword = \"hunter2\" x\n",
+            "[alert.mail]\npassword = \"\"\"hunter2",
+            "[alert.mail]\npassword = \"hunter2\"\nserver = \"a b\"\n",
+        ] {
+            let said = said(bad);
+            assert!(!said.contains("hunter2"), "{bad}: {said}");
         }
     }
 

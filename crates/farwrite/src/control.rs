@@ -3,7 +3,7 @@
 use crate::bytes::{grouped, show, span};
 use crate::cli::{FlushArgs, StatusArgs};
 use crate::state::State;
-use farwrite_control::{Client, Done, Status, UiPlace};
+use farwrite_control::{Client, Done, Status, TestedAlerts, UiPlace};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
@@ -83,6 +83,36 @@ pub fn interval(state: &State, interval: farwrite_schedule::Interval) -> anyhow:
         state.config_path().display()
     );
     Ok(())
+}
+
+/// `farwrite alert test`.
+pub fn test_alerts(state: &State) -> anyhow::Result<()> {
+    let client = Client::connect(&state.socket_path())?;
+    let config = state.config_path();
+    tested(
+        &client.post("alerts/test", &Done {})?,
+        &config.display().to_string(),
+    )
+}
+
+/// Says how a test of the channels went; an error if one did not work, or there is none. `file` is where they are set.
+pub fn tested(tested: &TestedAlerts, file: &str) -> anyhow::Result<()> {
+    if tested.channels.is_empty() {
+        anyhow::bail!(
+            "nobody would be told: there is no command, webhook or mail under [alert] in {file}"
+        );
+    }
+    let mut failed = Vec::new();
+    for c in &tested.channels {
+        match &c.error {
+            None => println!("{}: sent to {}", c.channel, c.target),
+            Some(why) => failed.push(format!("{} ({}): {why}", c.channel, c.target)),
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => anyhow::bail!("{}", failed.join("; ")),
+    }
 }
 
 /// `farwrite ui`: prints a link that lets one browser in, and opens it where that can be done.

@@ -1,5 +1,6 @@
 //! The one program: source daemon, vault daemon and every command.
 
+mod alert;
 mod bytes;
 mod cli;
 mod config;

@@ -117,6 +117,7 @@ fn router(site: Site) -> Router {
             "/settings",
             get(pages::settings::page).post(pages::settings::change),
         )
+        .route("/settings/test", post(pages::settings::test))
         .fallback(pages::nothing)
         .layer(DefaultBodyLimit::max(FORM_BYTES))
         .layer(from_fn_with_state(gate, guard))

@@ -1,18 +1,17 @@
-//! Tells a person, through a command of his choice, when something begins to be wrong and when it is over. Looks at the
-//! status and nothing else; a command that hangs is killed, and never holds up the backup.
+//! Watches the status of this source for what a person has to be told of: when something begins to be wrong and when it is
+//! over. Looks at the status and the room on the disk, and decides nothing else.
 
 use super::supervisor::Supervisor;
-use crate::config::Config;
+use crate::alert::{Alert, Dispatcher, Phase};
+use crate::config::{self, Config};
 use farwrite_control::{State, Status};
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// Time for the command.
-const COMMAND_WITHIN: Duration = Duration::from_secs(30);
 
 /// What an alert is about: its kind, and which vault (empty: the source itself).
 type About = (&'static str, String);
@@ -26,20 +25,41 @@ struct Watcher {
     lost: u64,
 }
 
+/// When something is an alert.
+struct Limits {
+    lag: Duration,
+    offline: Duration,
+    /// Bytes.
+    disk: u64,
+}
+
+impl Limits {
+    fn of(alert: &config::Alert) -> anyhow::Result<Limits> {
+        Ok(Limits {
+            lag: alert.lag()?,
+            offline: alert.offline()?,
+            disk: alert.disk()?,
+        })
+    }
+}
+
 /// Looks for as long as the daemon is there.
 pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
+    let dispatcher = Dispatcher::start()?;
     let watch = move || {
         let mut watcher = Watcher::default();
         while let Some(d) = daemon.upgrade() {
             // A file that cannot be read now has been read before: nothing to do but to wait.
             let config = Config::load(&d.state);
             let status = d.status();
+            let free = free_bytes(d.state.dir());
             drop(d);
             if let Ok(config) = config
-                && let (Ok(lag), Ok(offline)) = (config.alert.lag(), config.alert.offline())
+                && let Ok(limits) = Limits::of(&config.alert)
             {
-                for told in watcher.look(&status, lag, offline, Instant::now()) {
-                    tell(&config.alert.command, &told);
+                dispatcher.configure(&config.alert.channels());
+                for alert in watcher.look(&status, free, &limits, Instant::now()) {
+                    dispatcher.tell(&alert);
                 }
             }
             std::thread::sleep(LOOK);
@@ -51,29 +71,33 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
         .map(drop)
 }
 
-/// An alert that begins or ends.
-#[derive(Debug, PartialEq, Eq)]
-struct Told {
-    kind: &'static str,
-    vault: String,
-    begins: bool,
-    message: String,
+/// Room for a user without privileges on the filesystem of a directory; `None` if it cannot be told.
+pub fn free_bytes(dir: &Path) -> Option<u64> {
+    let s = rustix::fs::statvfs(dir).ok()?;
+    Some(s.f_bavail.saturating_mul(s.f_frsize))
 }
 
 impl Watcher {
-    fn look(&mut self, s: &Status, lag: Duration, offline: Duration, now: Instant) -> Vec<Told> {
+    fn look(&mut self, s: &Status, free: Option<u64>, limits: &Limits, now: Instant) -> Vec<Alert> {
         let mut wrong: BTreeMap<About, String> = BTreeMap::new();
+        if let Some(free) = free.filter(|f| *f < limits.disk) {
+            let text = format!(
+                "the disk of the state directory is nearly full: {} left",
+                crate::bytes::show(free)
+            );
+            wrong.insert(("disk", String::new()), text);
+        }
         for v in &s.vaults {
             let name = v.name.clone();
             if v.connected {
                 self.away.remove(&name);
             } else {
                 let since = *self.away.entry(name.clone()).or_insert(now);
-                if now.duration_since(since) >= offline {
+                if now.duration_since(since) >= limits.offline {
                     wrong.insert(("offline", name.clone()), format!("{name}: {}", v.message));
                 }
             }
-            if Duration::from_millis(v.lag_ms) >= lag {
+            if Duration::from_millis(v.lag_ms) >= limits.lag {
                 let behind = crate::bytes::span(Duration::from_millis(v.lag_ms));
                 wrong.insert(("lag", name.clone()), format!("{name}: {behind} behind"));
             }
@@ -88,75 +112,22 @@ impl Watcher {
         let mut told = Vec::new();
         let lost = s.protections.iter().map(|p| p.lost).max().unwrap_or(0);
         if lost > self.lost {
-            told.push(Told {
-                kind: "lost",
-                vault: String::new(),
-                begins: true,
-                message: "changes were lost and everything that they concern is compared".into(),
-            });
+            let text = "changes were lost and everything that they concern is compared";
+            told.push(Alert::new("lost", "", Phase::Begin, text));
         }
         self.lost = lost;
-        for ((kind, vault), message) in &wrong {
-            if !self.on.contains_key(&(*kind, vault.clone())) {
-                told.push(Told {
-                    kind,
-                    vault: vault.clone(),
-                    begins: true,
-                    message: message.clone(),
-                });
-            }
-        }
-        for ((kind, vault), message) in &self.on {
-            if !wrong.contains_key(&(*kind, vault.clone())) {
-                told.push(Told {
-                    kind,
-                    vault: vault.clone(),
-                    begins: false,
-                    message: format!("over: {message}"),
-                });
-            }
-        }
+        let of = |all: &BTreeMap<About, String>, but: &BTreeMap<About, String>, phase: Phase| {
+            let new = all.iter().filter(|(about, _)| !but.contains_key(*about));
+            let alert = |((kind, about), message): (&About, &String)| match phase {
+                Phase::End => Alert::new(kind, about, phase, format!("over: {message}")),
+                _ => Alert::new(kind, about, phase, message.as_str()),
+            };
+            new.map(alert).collect::<Vec<_>>()
+        };
+        told.extend(of(&wrong, &self.on, Phase::Begin));
+        told.extend(of(&self.on, &wrong, Phase::End));
         self.on = wrong;
         told
-    }
-}
-
-fn tell(command: &str, told: &Told) {
-    let (kind, message) = (told.kind, &told.message);
-    match told.begins {
-        true => tracing::warn!(alert = kind, "{message}"),
-        false => tracing::info!(alert = kind, "{message}"),
-    }
-    if command.trim().is_empty() {
-        return;
-    }
-    let child = Command::new("sh")
-        .args(["-c", command])
-        .env("FARWRITE_ALERT", kind)
-        .env("FARWRITE_PHASE", if told.begins { "begin" } else { "end" })
-        .env("FARWRITE_VAULT", &told.vault)
-        .env("FARWRITE_MESSAGE", message)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(e) => return tracing::warn!(error = %e, "alert command"),
-    };
-    let end = Instant::now() + COMMAND_WITHIN;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => return tracing::warn!(%status, "alert command"),
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
-            _ => {
-                tracing::warn!("the alert command did not end and was killed");
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
-            }
-        }
     }
 }
 
@@ -182,10 +153,16 @@ mod tests {
     fn alerts_begin_once_and_end_once() {
         let (mut w, t) = (Watcher::default(), Instant::now());
         let s = Duration::from_secs;
+        let limits = Limits {
+            lag: s(10),
+            offline: s(5),
+            disk: 1000,
+        };
         let mut look = |status: &Status, at: u64| {
-            let all = w.look(status, s(10), s(5), t + s(at));
+            let free = (at >= 20).then_some(at);
+            let all = w.look(status, free, &limits, t + s(at));
             all.into_iter()
-                .map(|a| (a.kind, a.begins))
+                .map(|a| (a.kind, a.phase == Phase::Begin))
                 .collect::<Vec<_>>()
         };
         assert_eq!(look(&status(true, 0), 0), []);
@@ -199,5 +176,7 @@ mod tests {
             [("lag", false), ("offline", false)]
         );
         assert_eq!(look(&status(false, 0), 15), [], "the time begins anew");
+        assert_eq!(look(&status(true, 0), 999), [("disk", true)]);
+        assert_eq!(look(&status(true, 0), 1000), [("disk", false)]);
     }
 }

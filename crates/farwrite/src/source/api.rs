@@ -74,6 +74,10 @@ impl Handler for Supervisor {
         self.put_settings(&change)
     }
 
+    fn test_alerts(&self) -> Answer<TestedAlerts> {
+        self.test_channels()
+    }
+
     fn protect(&self, protect: Protect) -> Answer<Settings> {
         self.put_directory(&protect)
     }

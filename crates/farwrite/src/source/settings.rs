@@ -3,12 +3,13 @@
 
 use super::add::{self, Wanted};
 use super::supervisor::Supervisor;
+use crate::alert;
 use crate::config::{self, Config};
 use anyhow::Context;
 use clap::ValueEnum;
 use farwrite_control::{
     Answer, Directory, ExcludePreview, Fault, PreviewExcludes, Protect, Settings, SettingsChange,
-    Unprotect, VaultPlace,
+    TestedAlerts, Unprotect, VaultPlace,
 };
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, Kind, SourceName};
@@ -44,9 +45,10 @@ impl Supervisor {
                 .map(|s| sensor_name(*s))
                 .collect(),
             bandwidth: config.bandwidth.clone(),
-            alert_command: config.alert.command.clone(),
             alert_lag: config.alert.lag.clone(),
             alert_offline: config.alert.offline.clone(),
+            alert_disk: config.alert.disk.clone(),
+            alert_channels: alert::show(&config.alert.channels()),
             directories: config
                 .directories
                 .iter()
@@ -94,6 +96,11 @@ impl Supervisor {
             self.inner().set_interval(interval);
         }
         self.show_settings()
+    }
+
+    pub(super) fn test_channels(&self) -> Answer<TestedAlerts> {
+        let config = Config::load(&self.state).map_err(failed)?;
+        Ok(alert::tested(&config.alert.channels()))
     }
 
     pub(super) fn put_directory(&self, p: &Protect) -> Answer<Settings> {
@@ -190,6 +197,14 @@ fn apply(config: &mut Config, change: &SettingsChange) -> Answer<()> {
         config.alert.offline = text.trim().to_owned();
         config.alert.offline().map_err(told("alert_offline"))?;
     }
+    if let Some(text) = &change.alert_disk {
+        config.alert.disk = text.trim().to_owned();
+        config.alert.disk().map_err(told("alert_disk"))?;
+    }
+    let channels = alert::change(config.alert.channels(), &change.alert_channels)?;
+    config.alert.webhook = channels.webhook;
+    config.alert.webhook_token = channels.webhook_token;
+    config.alert.mail = channels.mail;
     Ok(())
 }
 

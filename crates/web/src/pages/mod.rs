@@ -1,6 +1,7 @@
 //! What all pages have: the frame around them, forms that are checked, and words for what goes wrong.
 
 pub(crate) mod activity;
+pub(crate) mod fields;
 pub(crate) mod file;
 pub(crate) mod history;
 pub(crate) mod overview;

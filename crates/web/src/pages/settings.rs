@@ -1,26 +1,41 @@
 //! Settings, each under its name in the configuration file.
 
+use super::fields::{self, CHANNEL_FIELDS, ChannelsForm, Field};
 use super::{Errors, Frame, Page, Posted, html};
 use crate::gate::Session;
 use crate::server::Site;
 use askama::Template;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use farwrite_control::{ClientError, Settings, SettingsChange};
+use axum::response::{Html, IntoResponse};
+use farwrite_control::{
+    ClientError, Connection, Done, Settings, SettingsChange, TestedAlerts, TestedChannel,
+};
 use serde::Deserialize;
 
-/// Fields at which an error is shown.
+/// Fields at which an error is shown, besides those of the channels.
 const FIELDS: &[&str] = &[
     "interval",
     "sensor",
     "bandwidth",
     "alert_lag",
     "alert_offline",
+    "alert_disk",
+];
+/// As the configuration has them.
+const CHANNEL_KEYS: [&str; 8] = [
+    "alert.webhook",
+    "alert.webhook_token",
+    "alert.mail.server",
+    "alert.mail.security",
+    "alert.mail.user",
+    "alert.mail.password",
+    "alert.mail.from",
+    "alert.mail.to",
 ];
 
 /// What was typed.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct SettingsForm {
     interval: String,
@@ -28,15 +43,9 @@ pub(crate) struct SettingsForm {
     bandwidth: String,
     alert_lag: String,
     alert_offline: String,
-}
-
-struct Field {
-    name: &'static str,
-    key: &'static str,
-    label: &'static str,
-    hint: &'static str,
-    value: String,
-    choices: Vec<String>,
+    alert_disk: String,
+    #[serde(flatten)]
+    channels: ChannelsForm,
 }
 
 #[derive(Template)]
@@ -44,61 +53,78 @@ struct Field {
 struct SettingsPage<'a> {
     frame: Frame,
     s: Settings,
-    fields: Vec<Field>,
+    backup: String,
+    alerts: String,
     csrf: &'a str,
-    errors: Errors,
+    elsewhere: String,
     notice: &'a str,
+    tested: String,
 }
 
-fn fields(f: SettingsForm, sensors: Vec<String>) -> Vec<Field> {
-    let field = |name, key, label, hint, value| Field {
+fn of_backup(f: &SettingsForm, s: &Settings) -> Vec<Field> {
+    vec![
+        Field {
+            name: "interval",
+            key: "interval",
+            label: "Scheduling interval",
+            hint: "“auto” sends at once and spaces out under load; or a time such as 200ms or 5s. Takes effect at once.",
+            value: f.interval.clone(),
+            ..Field::default()
+        },
+        Field {
+            name: "bandwidth",
+            key: "bandwidth",
+            label: "Bandwidth to each vault",
+            hint: "Bytes a second such as “10 MB”; empty for no limit. The daemon reconnects.",
+            value: f.bandwidth.clone(),
+            ..Field::default()
+        },
+        Field {
+            name: "sensor",
+            key: "sensor",
+            label: "Sensor",
+            hint: "“auto” takes the best that this machine allows. A change compares everything once.",
+            value: f.sensor.clone(),
+            choices: s.sensors.clone(),
+            ..Field::default()
+        },
+    ]
+}
+
+fn of_alerts(f: &SettingsForm, s: &Settings) -> Vec<Field> {
+    let field = |name, key, label, hint, value: &String| Field {
         name,
         key,
         label,
         hint,
-        value,
-        choices: Vec::new(),
+        value: value.clone(),
+        ..Field::default()
     };
-    vec![
-        field(
-            "interval",
-            "interval",
-            "Scheduling interval",
-            "“auto” sends at once and spaces out under load; or a time such as 200ms or 5s. Takes effect at once.",
-            f.interval,
-        ),
-        field(
-            "bandwidth",
-            "bandwidth",
-            "Bandwidth to each vault",
-            "Bytes a second such as “10 MB”; empty for no limit. The daemon reconnects.",
-            f.bandwidth,
-        ),
-        Field {
-            choices: sensors,
-            ..field(
-                "sensor",
-                "sensor",
-                "Sensor",
-                "“auto” takes the best that this machine allows. A change compares everything once.",
-                f.sensor,
-            )
-        },
+    let mut all = vec![
         field(
             "alert_lag",
             "alert.lag",
             "Alert when changes wait for",
             "A time such as 5m.",
-            f.alert_lag,
+            &f.alert_lag,
         ),
         field(
             "alert_offline",
             "alert.offline",
             "Alert when a vault is away for",
             "A time such as 1m.",
-            f.alert_offline,
+            &f.alert_offline,
         ),
-    ]
+        field(
+            "alert_disk",
+            "alert.disk",
+            "Alert when there is less room on the disk than",
+            "For the daemon’s own files, such as 500 MB; empty for never.",
+            &f.alert_disk,
+        ),
+    ];
+    all.extend(f.channels.fields(&s.alert_channels, &CHANNEL_KEYS));
+    all
 }
 
 fn of(s: &Settings) -> SettingsForm {
@@ -108,7 +134,32 @@ fn of(s: &Settings) -> SettingsForm {
         bandwidth: s.bandwidth.clone(),
         alert_lag: s.alert_lag.clone(),
         alert_offline: s.alert_offline.clone(),
+        alert_disk: s.alert_disk.clone(),
+        channels: ChannelsForm::of(&s.alert_channels),
     }
+}
+
+/// The page with what was typed, or as it is.
+fn whole(
+    s: Settings,
+    typed: Option<SettingsForm>,
+    session: &Session,
+    errors: &Errors,
+    notice: &str,
+    tested: String,
+) -> Html<String> {
+    let form = typed.unwrap_or_else(|| of(&s));
+    let known: Vec<&str> = FIELDS.iter().copied().chain(CHANNEL_FIELDS).collect();
+    html(&SettingsPage {
+        frame: Frame::new("Settings"),
+        backup: fields::part(&of_backup(&form, &s), errors),
+        alerts: fields::part(&of_alerts(&form, &s), errors),
+        s,
+        csrf: &session.csrf,
+        elsewhere: errors.elsewhere(&known).to_owned(),
+        notice,
+        tested,
+    })
 }
 
 #[derive(Deserialize)]
@@ -123,19 +174,12 @@ pub(crate) async fn page(
     Query(told): Query<Told>,
 ) -> Page {
     let s: Settings = site.control.get("settings").await?;
-    Ok(html(&SettingsPage {
-        frame: Frame::new("Settings"),
-        fields: fields(of(&s), s.sensors.clone()),
-        s,
-        csrf: &session.csrf,
-        errors: Errors::default(),
-        notice: if told.done.is_some() {
-            "Saved, and in effect."
-        } else {
-            ""
-        },
-    })
-    .into_response())
+    let notice = match told.done {
+        Some(_) => "Saved, and in effect.",
+        None => "",
+    };
+    let none = Errors::default();
+    Ok(whole(s, None, &session, &none, notice, String::new()).into_response())
 }
 
 /// `POST /settings`.
@@ -148,21 +192,54 @@ pub(crate) async fn change(State(site): State<Site>, posted: Posted<SettingsForm
         bandwidth: some(&form.bandwidth),
         alert_lag: some(&form.alert_lag),
         alert_offline: some(&form.alert_offline),
+        alert_disk: some(&form.alert_disk),
+        alert_channels: form.channels.change(),
     };
     match site.control.post::<Settings>("settings", &change).await {
         Ok(_) => Ok(super::go("/settings?done=saved")),
         Err(ClientError::Failed(f)) => {
             let s: Settings = site.control.get("settings").await?;
-            let page = SettingsPage {
-                frame: Frame::new("Settings"),
-                fields: fields(form, s.sensors.clone()),
-                s,
-                csrf: &posted.session.csrf,
-                errors: Errors::of(&f),
-                notice: "",
-            };
-            Ok((StatusCode::UNPROCESSABLE_ENTITY, html(&page)).into_response())
+            let (errors, none) = (Errors::of(&f), String::new());
+            let page = whole(s, Some(form), &posted.session, &errors, "", none);
+            Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response())
         }
         Err(e) => Err(e.into()),
     }
+}
+
+#[derive(Template)]
+#[template(path = "part_tested.html")]
+struct TestedPart {
+    channels: Vec<TestedChannel>,
+    error: String,
+}
+
+/// Has a test alert sent, and says how that went.
+pub(crate) async fn tested_part(control: &Connection) -> Result<String, ClientError> {
+    let part = match control.post::<TestedAlerts>("alerts/test", &Done {}).await {
+        Ok(tested) => TestedPart {
+            channels: tested.channels,
+            error: String::new(),
+        },
+        Err(ClientError::Failed(f)) => TestedPart {
+            channels: Vec::new(),
+            error: f.why,
+        },
+        Err(e) => return Err(e),
+    };
+    Ok(html(&part).0)
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Nothing {}
+
+/// `POST /settings/test`.
+pub(crate) async fn test(State(site): State<Site>, posted: Posted<Nothing>) -> Page {
+    let part = tested_part(&site.control).await?;
+    if posted.part {
+        return Ok(Html(part).into_response());
+    }
+    let s: Settings = site.control.get("settings").await?;
+    let none = Errors::default();
+    Ok(whole(s, None, &posted.session, &none, "", part).into_response())
 }

@@ -1,0 +1,188 @@
+//! What a vault's daemon tells and does: sources by name and in numbers, never a path or a content of one.
+
+use crate::alerts::{AlertChannels, AlertChannelsChange, TestedAlerts};
+use crate::fault::{Answer, Fault};
+use crate::settings::UiPlace;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Version of these types; goes up when an old client could misread a new daemon.
+pub const VAULT_API_VERSION: u32 = 1;
+
+/// The state of a vault.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VaultStatus {
+    /// [`VAULT_API_VERSION`] of the daemon.
+    pub api: u32,
+    /// Of the daemon.
+    pub version: String,
+    /// Of the daemon.
+    pub pid: u32,
+    /// The vault's directory.
+    pub directory: String,
+    /// Where sources reach it.
+    pub listen: String,
+    /// Room on its filesystem, if that can be told.
+    pub free_bytes: Option<u64>,
+    /// Size of its filesystem, if that can be told.
+    pub total_bytes: Option<u64>,
+    /// By name.
+    pub sources: Vec<VaultSource>,
+    /// Alerts that are on.
+    pub alerts: Vec<VaultAlert>,
+}
+
+/// A source as its vault sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VaultSource {
+    /// Its name here.
+    pub name: String,
+    /// It has a session with this daemon now. One that comes through ssh is not seen.
+    pub connected: bool,
+    /// When it last was, or else when its last batch was made; RFC 3339.
+    pub last_seen: Option<String>,
+    /// Time of the last batch at the source, RFC 3339.
+    pub last_backup: Option<String>,
+    /// The tree at that batch is exactly the source's.
+    pub clean: bool,
+    /// Batches.
+    pub batches: u64,
+    /// Versions of files, directories and special files.
+    pub versions: u64,
+    /// Batches that are durable and not in the mirror yet.
+    pub behind_batches: u64,
+    /// It has a mirror.
+    pub mirror: bool,
+    /// What it takes on the disk.
+    pub space: Space,
+    /// By how much that has grown in a day, in bytes; none while it is not known for long enough.
+    pub growth_per_day: Option<i64>,
+    /// The last whole verification.
+    pub verified: Option<Verified>,
+    /// The one that runs.
+    pub verifying: Option<Verifying>,
+    /// Batches of which something is known to be damaged.
+    pub damaged: u64,
+    /// What went wrong last and has not been well since.
+    pub failure: Option<String>,
+    /// Why nothing more is known.
+    pub error: Option<String>,
+}
+
+/// Bytes on the disk, as allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Space {
+    /// Segments.
+    pub log_bytes: u64,
+    /// The catalog.
+    pub catalog_bytes: u64,
+    /// The mirror; none until it has been counted, or if there is none.
+    pub mirror_bytes: Option<u64>,
+}
+
+/// What a source took on the disk at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SpaceSample {
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// How much.
+    pub space: Space,
+}
+
+/// How a verification ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verified {
+    /// When, RFC 3339.
+    pub ended: String,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Things that are wrong.
+    pub findings: u64,
+    /// The first of them, in words; or why it could not be read.
+    pub what: Option<String>,
+}
+
+impl Verified {
+    /// Nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.findings == 0 && self.what.is_none()
+    }
+}
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verifying {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Of so many, about.
+    pub of_bytes: u64,
+}
+
+/// One source and its past.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VaultSourceDetail {
+    /// As in the status.
+    pub source: VaultSource,
+    /// What it took on the disk, oldest first.
+    pub samples: Vec<SpaceSample>,
+    /// Where its files are.
+    pub directory: String,
+}
+
+/// An alert that is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VaultAlert {
+    /// "disk", "silent", "failed", "verify", "damaged" ...
+    pub kind: String,
+    /// Which source; empty: the vault itself.
+    pub about: String,
+    /// In words.
+    pub message: String,
+    /// RFC 3339.
+    pub since: String,
+}
+
+/// `alerts.toml` of a vault.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VaultSettings {
+    /// Where the file is.
+    pub file: String,
+    /// `silent`: an alert begins when a source has not been seen for this long; empty: never.
+    pub silent: String,
+    /// `disk`: an alert begins when there is less room than this, such as "5 GB"; empty: never.
+    pub disk: String,
+    /// Where alerts go.
+    pub channels: AlertChannels,
+}
+
+/// Changes them; what is left out stays as it is. Fields of a fault have `alert_` in front.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaultSettingsChange {
+    /// See [`VaultSettings::silent`].
+    pub silent: Option<String>,
+    /// See [`VaultSettings::disk`].
+    pub disk: Option<String>,
+    /// Where alerts go.
+    pub channels: AlertChannelsChange,
+}
+
+/// What the vault's daemon does for the API. All of it may block.
+pub trait VaultHandler: Send + Sync + 'static {
+    /// All sources, and what is wrong.
+    fn status(&self) -> VaultStatus;
+    /// One source.
+    fn source(&self, name: &str) -> Answer<VaultSourceDetail>;
+    /// Begins to read everything of a source and compare it with its checksums. If that is under way, it goes on.
+    fn verify(&self, name: &str) -> Answer<VaultSource>;
+    /// Alerts: when and where to.
+    fn settings(&self) -> Answer<VaultSettings>;
+    /// Changes them, in the file and in effect.
+    fn change_settings(&self, change: VaultSettingsChange) -> Answer<VaultSettings>;
+    /// Sends a test alert by every channel, and waits for the outcome.
+    fn test_alerts(&self) -> Answer<TestedAlerts>;
+    /// Makes sure that the GUI is served, and lets one browser in.
+    fn open_ui(&self) -> Answer<UiPlace> {
+        Err(Fault::not_offered())
+    }
+}
