@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 /// Commands of one round.
 pub const ROUND_COMMANDS: usize = 4096;
-/// Longest wait before the sink is asked for its idle duties.
+/// Without anything to do for this long, the sink is asked for its idle duties.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
-
-/// The same while there is always something to do.
+/// Longest sleep of a unit that has no duties either: an idle machine is left alone.
+const IDLE_LONGEST: Duration = Duration::from_secs(600);
+/// Longest time without idle duties while there is always something to do.
 const BUSY_IDLE: Duration = Duration::from_secs(2);
 
 /// What became of a round.
@@ -38,8 +39,9 @@ pub struct Stopped(pub String);
 pub trait CommandSink {
     /// Carries out a round of backup commands, in order. Blocks while the network does not take more.
     fn execute(&mut self, commands: Vec<BackupCommand>) -> Result<Outcome, Stopped>;
-    /// Nothing to do right now: time for duties that can wait.
-    fn idle(&mut self) -> Result<(), Stopped>;
+    /// Nothing to do right now: time for duties that can wait. Returns in what time there will be others, if no command
+    /// comes before; `None`: none.
+    fn idle(&mut self) -> Result<Option<Duration>, Stopped>;
 }
 
 /// Counters of the unit.
@@ -80,21 +82,25 @@ impl ProcessingUnit {
     /// Runs until the queue is stopped or the sink says so. `drain` empties the sensor (see
     /// [`crate::manage::ManagingShared::barrier`]).
     pub fn run(&mut self, sink: &mut dyn CommandSink, drain: &dyn Fn()) -> Result<(), Stopped> {
-        let mut idle_at = Instant::now();
+        let (mut idle_at, mut patience) = (Instant::now(), IDLE_WAIT);
         loop {
             if idle_at.elapsed() > BUSY_IDLE {
                 // A queue that is never empty must not keep duties waiting for ever.
                 sink.idle()?;
                 idle_at = Instant::now();
             }
-            match self.queue.wait(IDLE_WAIT) {
+            match self.queue.wait(patience) {
                 Wait::Stopped => return Ok(()),
                 Wait::Idle => {
-                    sink.idle()?;
+                    let next = sink.idle()?;
+                    patience = next.map_or(IDLE_LONGEST, |t| t.clamp(IDLE_WAIT, IDLE_LONGEST));
                     idle_at = Instant::now();
                 }
                 Wait::NeedsDrain => drain(),
-                Wait::Due => self.round(sink)?,
+                Wait::Due => {
+                    self.round(sink)?;
+                    patience = IDLE_WAIT;
+                }
             }
         }
     }

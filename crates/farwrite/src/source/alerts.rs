@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same while there is nothing to be late with: an idle machine is left alone.
+const LOOK_CALM: Duration = Duration::from_secs(5);
 
 /// What an alert is about: its kind, and which vault (empty: the source itself).
 type About = (&'static str, String);
@@ -54,6 +56,8 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
             let status = d.status();
             let free = free_bytes(d.state.dir());
             drop(d);
+            let calm = watcher.away.is_empty() && watcher.on.is_empty();
+            let calm = calm && status.vaults.iter().all(|v| v.lag_ms == 0 && v.connected);
             if let Ok(config) = config
                 && let Ok(limits) = Limits::of(&config.alert)
             {
@@ -62,7 +66,7 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
                     dispatcher.tell(&alert);
                 }
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(if calm { LOOK_CALM } else { LOOK });
         }
     };
     std::thread::Builder::new()

@@ -660,7 +660,7 @@ impl CommandSink for Commands<'_> {
         })
     }
 
-    fn idle(&mut self) -> Result<(), Stopped> {
+    fn idle(&mut self) -> Result<Option<Duration>, Stopped> {
         self.note_acks()?;
         let setup = &self.worker.setup;
         let before = self.unit.index().state().seq;
@@ -672,6 +672,9 @@ impl CommandSink for Commands<'_> {
                 .queue
                 .settle(again.into_iter().map(|c| (c, false)).collect(), None);
         }
-        Ok(())
+        let state = self.unit.index().state();
+        // The index has to hear of acks that are still to come.
+        let acks = (state.acked < state.seq).then_some(Duration::ZERO);
+        Ok(acks.or_else(|| self.unit.next_duty()))
     }
 }

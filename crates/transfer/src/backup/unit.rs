@@ -307,6 +307,19 @@ impl BackupUnit {
         Ok(due)
     }
 
+    /// In what time there is something to do for [`BackupUnit::idle`] if nothing changes; `None`: never.
+    pub fn next_duty(&self) -> Option<Duration> {
+        let unclean = !self.last_clean && self.index.state().seq > BatchSeq(0);
+        let incomplete = self.incomplete && self.complete_at.is_none() && !self.left_out();
+        if unclean || incomplete || !self.racy.is_empty() || !self.partial.is_empty() {
+            return Some(TICK * 2);
+        }
+        let now = self.clock.now();
+        let retries = self.problems.values().map(|p| p.retry_at);
+        let lost = self.problems_lost.then_some(self.lost_retry_at);
+        retries.chain(lost).min().map(|at| at.since(now))
+    }
+
     /// Tells the unit that the vault has everything up to `seq`.
     pub fn acked(&mut self, seq: BatchSeq) -> Result<(), IndexError> {
         self.index.acked(seq)?;
