@@ -257,6 +257,15 @@ pub enum Activity {
         /// All that in words.
         text: String,
     },
+    /// A file's content was sent. In a storm, not all are told of.
+    File {
+        /// To which vault.
+        vault: String,
+        /// Which file.
+        path: String,
+        /// Bytes of its content that were new, before compression.
+        bytes: u64,
+    },
     /// A batch was closed.
     Sent {
         /// To which vault.

@@ -123,7 +123,7 @@ pub enum VaultCommand {
     },
     /// Take backups from sources, in the foreground
     #[command(
-        after_help = "Examples:\n  farwrite vault serve /srv/vault\n  farwrite vault serve /srv/vault --listen 10.0.0.5:9873"
+        after_help = "Examples:\n  farwrite vault serve /srv/vault\n  farwrite vault serve /srv/vault --listen 10.0.0.5:9873\n  farwrite vault serve /srv/vault --ui\n\nWith --ui, standard output begins with a link that lets one browser in, once, for five minutes; `farwrite vault ui` prints another"
     )]
     Serve {
         /// The vault
@@ -131,6 +131,21 @@ pub enum VaultCommand {
         /// Address and port to listen on
         #[arg(long, default_value = "0.0.0.0:9873", value_name = "ADDR:PORT")]
         listen: String,
+        /// Serve the vault's GUI from the start and print a link to it [default address: loopback, port 9876 if it is free]
+        #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "")]
+        ui: Option<String>,
+    },
+    /// Open the GUI of a vault that is being served in a browser
+    #[command(after_help = "Examples:\n  farwrite vault ui /srv/vault")]
+    Ui {
+        /// The vault
+        vault_dir: PathBuf,
+    },
+    /// Send a test alert by every channel that alerts.toml in the vault names, and say how that went
+    #[command(after_help = "Examples:\n  farwrite vault alert-test /srv/vault")]
+    AlertTest {
+        /// The vault
+        vault_dir: PathBuf,
     },
     /// Print a line with which one new source may join; used once, expires
     #[command(

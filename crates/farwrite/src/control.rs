@@ -89,17 +89,15 @@ pub fn interval(state: &State, interval: farwrite_schedule::Interval) -> anyhow:
 pub fn test_alerts(state: &State) -> anyhow::Result<()> {
     let client = Client::connect(&state.socket_path())?;
     let config = state.config_path();
-    tested(
-        &client.post("alerts/test", &Done {})?,
-        &config.display().to_string(),
-    )
+    let done = client.post("alerts/test", &Done {})?;
+    tested(&done, &config.display().to_string())
 }
 
 /// Says how a test of the channels went; an error if one did not work, or there is none. `file` is where they are set.
 pub fn tested(tested: &TestedAlerts, file: &str) -> anyhow::Result<()> {
     if tested.channels.is_empty() {
         anyhow::bail!(
-            "nobody would be told: there is no command, webhook or mail under [alert] in {file}"
+            "nobody would be told: there is no command, webhook or mail for alerts in {file}"
         );
     }
     let mut failed = Vec::new();
@@ -118,7 +116,12 @@ pub fn tested(tested: &TestedAlerts, file: &str) -> anyhow::Result<()> {
 /// `farwrite ui`: prints a link that lets one browser in, and opens it where that can be done.
 pub fn ui(state: &State) -> anyhow::Result<()> {
     let client = Client::connect(&state.socket_path())?;
-    let place: UiPlace = client.post("ui", &Done {})?;
+    show_link(&client.post("ui", &Done {})?);
+    Ok(())
+}
+
+/// Prints a link that lets one browser in, and opens it where that can be done.
+pub fn show_link(place: &UiPlace) {
     println!("{}", place.url);
     let has_screen = ["DISPLAY", "WAYLAND_DISPLAY"]
         .iter()
@@ -131,11 +134,10 @@ pub fn ui(state: &State) -> anyhow::Result<()> {
             .stderr(Stdio::null())
             .spawn();
         if opened.is_ok() {
-            return Ok(());
+            return;
         }
     }
     eprintln!("open this link in a browser on this machine: it is good once, for five minutes");
-    Ok(())
 }
 
 /// The status for people.

@@ -115,6 +115,9 @@ fn in_words(a: &Activity) -> String {
     match a {
         // Paths in it are harmless already.
         Activity::Change { text, .. } => text.clone(),
+        Activity::File { vault, path, bytes } => {
+            format!("         {} of {path} to {vault}", show(*bytes))
+        }
         Activity::Sent {
             vault,
             batch,

@@ -164,6 +164,7 @@ fn show_activity(daemon: &Supervisor) {
         match activity {
             Activity::Change { text, .. } => println!("  {text}"),
             Activity::Sent { bytes: sent, .. } => bytes += sent,
+            Activity::File { .. } => {}
             Activity::Durable {
                 batch, after_ms, ..
             } => {

@@ -114,6 +114,10 @@
   const live = byId("live-root");
   if (live) stream(() => live.dataset.live, overview);
 
+  // --- pages of a vault: parts by the ids of their places
+  const parts = byId("live-parts");
+  if (parts) stream(() => parts.dataset.live, (data) => Object.entries(data).forEach(([id, html]) => replace(id, html)));
+
   // --- activity
   const feed = byId("feed");
   if (feed) {
@@ -127,6 +131,8 @@
       cell(row, c.operation);
       cell(row, c.to ? c.path + " → " + c.to : c.path, "path");
       cell(row, c.extent ? c.extent[0] + " to " + c.extent[1] : "", "num");
+      row.path = c.to || c.path;
+      row.sent = cell(row, "", "num");
       open.push({ seq: c.seq, time: c.time_ms, cell: cell(row, "…", "num") });
       return row;
     }
@@ -135,7 +141,7 @@
       row.className = "mark-row";
       cell(row, clock(time), "time");
       const td = cell(row, text);
-      td.colSpan = 4;
+      td.colSpan = 5;
       return row;
     }
     function durable(through, time) {
@@ -151,6 +157,10 @@
       const rows = all.sort((a, b) => b[0] - a[0]).map((r) => r[1]);
       feed.prepend(...rows);
       while (feed.rows.length > FEED_ROWS) feed.deleteRow(-1);
+      for (const f of data.files) {
+        const row = [...feed.rows].find((r) => r.path === f.path);
+        if (row) { row.bytes = (row.bytes || 0) + f.bytes; row.sent.textContent = bytes(row.bytes); }
+      }
       if (data.durable) durable(data.durable.through, data.durable.time_ms);
       missed = data.left_out;
       more.textContent = data.left_out > 0 ? count(data.left_out) + " more changes in the last moment: more than can be shown" : "";

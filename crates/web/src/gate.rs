@@ -27,8 +27,18 @@ const SESSIONS: usize = 64;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
+/// What the pages are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The daemon of a source.
+    Source,
+    /// The daemon of a vault.
+    Vault,
+}
+
 /// See the module.
 pub(crate) struct Gate {
+    pub(crate) kind: Kind,
     inner: Mutex<Inner>,
     /// Cookies do not know ports: two daemons on one machine must not take each other's.
     cookie: String,
@@ -50,8 +60,9 @@ pub(crate) struct Session {
 }
 
 impl Gate {
-    pub(crate) fn new(port: u16) -> Gate {
+    pub(crate) fn new(port: u16, kind: Kind) -> Gate {
         Gate {
+            kind,
             inner: Mutex::default(),
             cookie: format!("farwrite-{port}"),
         }
@@ -149,7 +160,7 @@ pub(crate) async fn guard(
             }
             next.run(request).await
         }
-        Err((code, why)) => refusal(code, why),
+        Err((code, why)) => refusal(gate.kind, code, why),
     };
     let headers = response.headers_mut();
     let fixed = [
@@ -250,8 +261,8 @@ fn is_navigation(headers: &HeaderMap) -> bool {
 }
 
 /// A page that says why, in words.
-pub(crate) fn refusal(code: StatusCode, why: &str) -> Response {
-    (code, crate::pages::refused(why)).into_response()
+pub(crate) fn refusal(kind: Kind, code: StatusCode, why: &str) -> Response {
+    (code, crate::pages::refused(kind, why)).into_response()
 }
 
 #[cfg(test)]
@@ -291,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_once_and_old_ones_make_room() {
-        let gate = Gate::new(1);
+        let gate = Gate::new(1, Kind::Source);
         let first = gate.token();
         assert!(gate.enter("").is_none() && gate.enter("x").is_none());
         assert!(gate.enter(&first).is_some());

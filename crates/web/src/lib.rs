@@ -11,6 +11,7 @@ mod live;
 mod metrics;
 mod pages;
 mod server;
+mod vault;
 mod words;
 
 pub use metrics::Metrics;

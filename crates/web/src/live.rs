@@ -11,7 +11,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use farwrite_control::{Activity, Status};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
@@ -23,15 +23,17 @@ pub(crate) const VIEWS: usize = 48;
 const TICK: Duration = Duration::from_millis(200);
 /// Changes that one tick shows.
 const SHOWN: usize = 40;
+/// Changes shown last whose bytes are told when they have been sent.
+const PATHS: usize = 200;
 /// Batches and links that one tick tells of.
 const MARKS: usize = 8;
 /// A browser that has lost its view comes back after this time.
 const AGAIN: Duration = Duration::from_millis(700);
 
-type Sender = mpsc::Sender<Result<Event, Infallible>>;
+pub(crate) type Sender = mpsc::Sender<Result<Event, Infallible>>;
 
 /// A stream that `feed` fills until it ends or nobody reads.
-fn stream<F>(site: &Site, feed: impl FnOnce(Sender) -> F) -> Response
+pub(crate) fn stream<F>(site: &Site, feed: impl FnOnce(Sender) -> F) -> Response
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -53,7 +55,8 @@ where
         .into_response()
 }
 
-async fn tell(sender: &Sender, data: &impl Serialize) -> bool {
+/// Tells something; `false` if nobody is there any more.
+pub(crate) async fn tell(sender: &Sender, data: &impl Serialize) -> bool {
     let event = Event::default()
         .retry(AGAIN)
         .json_data(data)
@@ -139,6 +142,8 @@ struct Tick {
     changes: Vec<Change>,
     /// Changes that are not among them.
     left_out: u64,
+    /// Files that were sent, of those that are shown.
+    files: Vec<File>,
     marks: Vec<Mark>,
     durable: Option<Durable>,
 }
@@ -151,6 +156,12 @@ struct Change {
     path: String,
     to: Option<String>,
     extent: Option<(u64, u64)>,
+}
+
+#[derive(Serialize)]
+struct File {
+    path: String,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -210,6 +221,8 @@ struct Feed {
     sent: HashMap<String, u64>,
     /// The last change that was shown.
     shown: u64,
+    /// Paths of the changes shown last.
+    paths: VecDeque<String>,
     /// All changes up to this one are durable everywhere, as was told.
     through: u64,
     last_ack_ms: u64,
@@ -244,6 +257,11 @@ impl Feed {
                     return;
                 }
                 self.shown = seq;
+                if self.paths.len() == PATHS {
+                    self.paths.pop_front();
+                }
+                self.paths
+                    .push_back(to.clone().unwrap_or_else(|| path.clone()));
                 self.next.changes.push(Change {
                     seq,
                     time_ms,
@@ -253,6 +271,7 @@ impl Feed {
                     extent,
                 });
             }
+            Activity::File { path, bytes, .. } => self.sent(path, bytes),
             Activity::Sent { vault, bytes, .. } => *self.sent.entry(vault).or_default() += bytes,
             Activity::Durable {
                 vault,
@@ -275,6 +294,15 @@ impl Feed {
                 time_ms: now_ms(),
             }),
             Activity::Skipped { count } => self.next.left_out += count,
+        }
+    }
+
+    /// Only of files that are shown: what a tick tells stays bounded.
+    fn sent(&mut self, path: String, bytes: u64) {
+        if let Some(again) = self.next.files.iter_mut().find(|f| f.path == path) {
+            again.bytes += bytes;
+        } else if self.next.files.len() < PATHS && self.paths.contains(&path) {
+            self.next.files.push(File { path, bytes });
         }
     }
 
@@ -305,8 +333,8 @@ impl Feed {
 
     fn tick(&mut self, greet: bool) -> Option<Tick> {
         let t = &self.next;
-        let empty =
-            t.changes.is_empty() && t.marks.is_empty() && t.durable.is_none() && t.left_out == 0;
+        let told = t.left_out > 0 || t.durable.is_some();
+        let empty = !told && t.changes.is_empty() && t.marks.is_empty() && t.files.is_empty();
         (greet || !empty).then(|| std::mem::take(&mut self.next))
     }
 }
@@ -351,6 +379,17 @@ mod tests {
         assert_eq!(tick.left_out, 1_000 - SHOWN as u64 + 5);
         assert!(tick.changes.iter().all(|c| c.path.starts_with("/keep")));
         assert!(feed.tick(false).is_none());
+        let sent = |path: &str, bytes| Activity::File {
+            vault: "v".into(),
+            path: path.into(),
+            bytes,
+        };
+        feed.take(sent("/keep0", 5));
+        feed.take(sent("/keep0", 6));
+        feed.take(sent("/other1", 7));
+        let tick = feed.tick(false).unwrap();
+        let files: Vec<_> = tick.files.iter().map(|f| (&*f.path, f.bytes)).collect();
+        assert_eq!(files, [("/keep0", 11)], "of what is shown, in sum");
         for seq in 0..1000 {
             feed.take(change(seq, "/keep it"));
         }

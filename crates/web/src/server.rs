@@ -1,7 +1,7 @@
 //! The listener, its bounds, and which address is which page.
 
-use crate::gate::{Gate, guard};
-use crate::{assets, live, pages};
+use crate::gate::{Gate, Kind, guard};
+use crate::{assets, live, pages, vault};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
@@ -47,6 +47,15 @@ pub(crate) struct Site {
 impl Ui {
     /// Serves the GUI of the daemon whose control socket is at `socket`.
     pub fn start(listener: TcpListener, socket: &Path) -> io::Result<Ui> {
+        Ui::serve(listener, socket, Kind::Source)
+    }
+
+    /// Serves the GUI of the vault's daemon whose control socket is at `socket`.
+    pub fn start_vault(listener: TcpListener, socket: &Path) -> io::Result<Ui> {
+        Ui::serve(listener, socket, Kind::Vault)
+    }
+
+    fn serve(listener: TcpListener, socket: &Path, kind: Kind) -> io::Result<Ui> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,7 +63,7 @@ impl Ui {
             .thread_name("ui")
             .enable_all()
             .build()?;
-        let gate = Arc::new(Gate::new(address.port()));
+        let gate = Arc::new(Gate::new(address.port(), kind));
         let site = Site {
             control: Connection::new(socket),
             gate: gate.clone(),
@@ -91,11 +100,24 @@ impl Drop for Ui {
     }
 }
 
+/// Every page is behind the gate, whatever it is about.
 fn router(site: Site) -> Router {
     let gate = site.gate.clone();
-    Router::new()
+    let pages = match gate.kind {
+        Kind::Source => of_source(),
+        Kind::Vault => vault::pages(),
+    };
+    pages
         .route("/enter", get(pages::enter))
         .route("/assets/{name}", get(assets::serve))
+        .fallback(pages::nothing)
+        .layer(DefaultBodyLimit::max(FORM_BYTES))
+        .layer(from_fn_with_state(gate, guard))
+        .with_state(site)
+}
+
+fn of_source() -> Router<Site> {
+    Router::new()
         .route("/", get(pages::overview::page))
         .route("/switch", post(pages::overview::switch))
         .route("/live/overview", get(live::overview))
@@ -118,10 +140,6 @@ fn router(site: Site) -> Router {
             get(pages::settings::page).post(pages::settings::change),
         )
         .route("/settings/test", post(pages::settings::test))
-        .fallback(pages::nothing)
-        .layer(DefaultBodyLimit::max(FORM_BYTES))
-        .layer(from_fn_with_state(gate, guard))
-        .with_state(site)
 }
 
 /// Serves connections, a bounded number at once.

@@ -51,6 +51,19 @@ pub(crate) fn local(rfc3339: &str) -> String {
     }
 }
 
+/// How long ago an RFC 3339 time is: "3 s ago", "2 h ago".
+pub(crate) fn ago(rfc3339: &str) -> String {
+    let Ok(t) = rfc3339.parse::<jiff::Timestamp>() else {
+        return rfc3339.to_owned();
+    };
+    let ms = jiff::Timestamp::now().duration_since(t).as_millis().max(0) as u64;
+    match ms {
+        0..1000 => "just now".into(),
+        1000..99_500 => format!("{} s ago", ms / 1000),
+        _ => format!("{} ago", span_ms(ms)),
+    }
+}
+
 /// The one sentence on everything, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sentence {

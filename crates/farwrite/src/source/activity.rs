@@ -87,6 +87,11 @@ impl Feed {
         self.news.notify_all();
     }
 
+    /// Does somebody watch?
+    pub fn is_watched(&self) -> bool {
+        self.inner.lock().watchers > 0
+    }
+
     /// Ends all watches.
     pub fn close(&self) {
         self.inner.lock().closed = true;

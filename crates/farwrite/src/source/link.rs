@@ -643,11 +643,19 @@ impl CommandSink for Commands<'_> {
         self.note_acks()?;
         let before = self.unit.stats().bytes_sent;
         let setup = &self.worker.setup;
+        self.unit.tell_files(setup.feed.is_watched());
         let report = self
             .unit
             .execute(commands, &mut || quiet(setup))
             .map_err(stopped)?;
         self.publish(report.batch);
+        for file in &report.files {
+            setup.feed.tell(|| Activity::File {
+                vault: setup.name.clone(),
+                path: file.path.to_string(),
+                bytes: file.bytes_new,
+            });
+        }
         if let Some(batch) = report.batch {
             self.sent(batch, self.unit.stats().bytes_sent - before);
         }

@@ -2,6 +2,7 @@
 //! It must never say that a batch is durable before the vault has said so, and never let one source reach another's.
 
 use super::failure;
+use super::presence::{Here, Presence};
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Epoch, Record, RecordKind, SourceName, Timestamp};
 use farwrite_transfer::message::{Refusal, RefusalCode};
@@ -27,6 +28,7 @@ pub(crate) struct VaultDestination {
     vault: Vault,
     invites: InviteStore,
     peers: PeerStore,
+    presence: Arc<Presence>,
 }
 
 impl VaultDestination {
@@ -35,8 +37,14 @@ impl VaultDestination {
         VaultDestination {
             invites: InviteStore::new(vault.dir()),
             peers: PeerStore::new(vault.dir()),
+            presence: Arc::default(),
             vault,
         }
+    }
+
+    /// Who is here.
+    pub(super) fn presence(&self) -> Arc<Presence> {
+        self.presence.clone()
     }
 
     /// Makes sure that the source has a description with its present key.
@@ -85,6 +93,7 @@ impl VaultDestination {
             log_dir,
             progress,
             mirror,
+            _here: self.presence.enter(name),
         })
     }
 }
@@ -235,6 +244,7 @@ struct VaultSink {
     log_dir: PathBuf,
     progress: Arc<Progress>,
     mirror: bool,
+    _here: Here,
 }
 
 impl SourceSink for VaultSink {

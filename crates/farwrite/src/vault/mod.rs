@@ -2,12 +2,18 @@
 //! to in the transfer crate; here the two meet.
 
 mod address;
+mod alerts;
+mod commands;
+mod daemon;
 mod destination;
 mod failure;
 mod init;
 mod invite;
+mod presence;
 mod serve;
+mod space;
 mod status;
+mod verified;
 mod verify;
 
 pub(crate) use init::{create, open};
@@ -22,7 +28,13 @@ pub fn run(command: VaultCommand) -> anyhow::Result<()> {
             vault_dir,
             no_mirror,
         } => init::run(&vault_dir, !no_mirror),
-        VaultCommand::Serve { vault_dir, listen } => serve::run(&vault_dir, &listen),
+        VaultCommand::Serve {
+            vault_dir,
+            listen,
+            ui,
+        } => serve::run(&vault_dir, &listen, ui),
+        VaultCommand::Ui { vault_dir } => commands::ui(&vault_dir),
+        VaultCommand::AlertTest { vault_dir } => commands::test_alerts(&vault_dir),
         VaultCommand::Invite {
             vault_dir,
             name,

@@ -1,9 +1,12 @@
 //! `farwrite vault serve` and `farwrite vault stdio`: lets sources in. One server per vault directory, which a lock sees to.
 
 use super::address::host_name;
+use super::daemon::{VaultDaemon, socket_path};
 use super::destination::VaultDestination;
 use super::init;
+use super::presence::Presence;
 use anyhow::{Context, bail};
+use farwrite_control::Server as Control;
 use farwrite_core::SourceName;
 use farwrite_transfer::net::tls::{self, Fingerprint, Identity};
 use farwrite_transfer::net::{Server, ServerOptions, Service, serve_stdio};
@@ -41,6 +44,8 @@ pub(super) fn last_listen(vault_dir: &Path) -> SocketAddr {
 /// A vault about to be served, with the lock on it.
 struct Serving {
     service: Arc<Service>,
+    vault: Vault,
+    presence: Arc<Presence>,
     tls: Identity,
     dir: PathBuf,
     _lock: File,
@@ -63,8 +68,12 @@ impl Serving {
             // Only invites would have used it; a full disk must not keep the sources' histories away.
             tracing::warn!(error = %e, "the port cannot be noted");
         }
+        let destination = VaultDestination::new(vault.clone());
+        let presence = destination.presence();
         let serving = Serving {
-            service: service(vault),
+            service: service(destination),
+            vault,
+            presence,
             tls,
             dir,
             _lock: lock,
@@ -100,11 +109,33 @@ pub(crate) async fn serve(
     serving.run(listener, shutdown).await
 }
 
-fn service(vault: Vault) -> Arc<Service> {
-    Service::new(
-        Arc::new(VaultDestination::new(vault)),
-        ServerOptions::new(host_name()),
-    )
+fn service(destination: VaultDestination) -> Arc<Service> {
+    Service::new(Arc::new(destination), ServerOptions::new(host_name()))
+}
+
+/// The daemon beside the server, and its control socket. Without the socket (on a full disk, or below a path that is too
+/// long for one) backups are taken all the same, unless the GUI was asked for.
+fn beside(
+    serving: &Serving,
+    listen: SocketAddr,
+    ui: Option<String>,
+) -> anyhow::Result<(Arc<VaultDaemon>, Option<Control>)> {
+    let wanted = ui.is_some();
+    let at = ui.filter(|a| !a.is_empty());
+    let daemon = VaultDaemon::start(serving.vault.clone(), listen, serving.presence.clone(), at)?;
+    let path = socket_path(&serving.dir);
+    let control = match Control::start_vault(&path, daemon.clone()) {
+        Ok(control) => Some(control),
+        Err(e) if wanted => return Err(e).with_context(|| path.display().to_string()),
+        Err(e) => {
+            tracing::warn!(path = %path.display(), error = %e, "no control socket: status shows less, and there is no GUI");
+            None
+        }
+    };
+    if wanted {
+        println!("{}", daemon.ui_place()?.url);
+    }
+    Ok((daemon, control))
 }
 
 fn lock(dir: &Path) -> anyhow::Result<File> {
@@ -127,11 +158,12 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 }
 
 /// The command: serves in the foreground until SIGINT or SIGTERM.
-pub(super) fn run(vault_dir: &Path, listen: &str) -> anyhow::Result<()> {
+pub(super) fn run(vault_dir: &Path, listen: &str, ui: Option<String>) -> anyhow::Result<()> {
     let (serving, listener) = Serving::prepare(init::open(vault_dir)?, || bind(listen))?;
     let runtime = runtime()?;
+    let (daemon, control) = beside(&serving, listener.local_addr()?, ui)?;
     let (stop, shutdown) = watch::channel(false);
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (dir, fingerprint) = (serving.dir.clone(), serving.fingerprint());
@@ -150,12 +182,15 @@ pub(super) fn run(vault_dir: &Path, listen: &str) -> anyhow::Result<()> {
         notify(&[sd_notify::NotifyState::Stopping]);
         stop.send_replace(true);
         server.await?
-    })
+    });
+    drop(control);
+    daemon.stop();
+    served
 }
 
 /// The command that ssh starts: one session on standard input and output, to which nothing else is written.
 pub(super) fn stdio(vault_dir: &Path, name: SourceName) -> anyhow::Result<()> {
-    let service = service(init::open(vault_dir)?);
+    let service = service(VaultDestination::new(init::open(vault_dir)?));
     let runtime = runtime()?;
     let end = runtime.block_on(serve_stdio(service, name));
     tracing::info!(%end, "session ended");

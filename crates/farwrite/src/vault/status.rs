@@ -15,11 +15,15 @@
 //! failure         null, or what went wrong last and has not been well since
 //! failure_time    when, RFC 3339, or null
 //! error           null, or why nothing more is known
+//! connected       it has a session with the daemon now; null if no daemon serves the vault
+//! verified        null, or how the last verification ended: ended (RFC 3339), bytes, findings, what (null or the first)
 //! ```
 
+use super::daemon::socket_path;
 use super::failure::{Failure, FailureFile};
-use super::init;
+use super::{init, verified};
 use crate::bytes;
+use farwrite_control::{Client, VaultStatus};
 use farwrite_core::{SourceName, Timestamp, path};
 use farwrite_vault::{SourceStatus, Vault, VaultError};
 use serde_json::{Value, json};
@@ -28,10 +32,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 /// One source, as far as it can be read.
-struct Row {
-    name: SourceName,
-    status: Result<SourceStatus, VaultError>,
-    failure: Option<Failure>,
+pub(super) struct Row {
+    pub(super) name: SourceName,
+    pub(super) status: Result<SourceStatus, VaultError>,
+    pub(super) failure: Option<Failure>,
 }
 
 /// Prints the status.
@@ -40,7 +44,16 @@ pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
     let rows = rows(&vault)?;
     let now = Timestamp::from(SystemTime::now());
     if json {
-        let all: Vec<Value> = rows.iter().map(|r| to_json(r, now)).collect();
+        let served = served(vault.dir());
+        let all: Vec<Value> = rows
+            .iter()
+            .map(|r| {
+                let mut value = to_json(r, now);
+                value["connected"] = json!(connected(served.as_ref(), &r.name));
+                value["verified"] = json!(verified::last(&vault.source_dir(&r.name)));
+                value
+            })
+            .collect();
         writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
@@ -55,8 +68,19 @@ pub(super) fn run(vault_dir: &Path, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the daemon that serves the vault says, if one does.
+fn served(vault_dir: &Path) -> Option<VaultStatus> {
+    let client = Client::connect(&socket_path(vault_dir)).ok()?;
+    client.get("vault").ok()
+}
+
+fn connected(served: Option<&VaultStatus>, name: &SourceName) -> Option<bool> {
+    let source = served?.sources.iter().find(|s| s.name == name.as_str())?;
+    Some(source.connected)
+}
+
 /// Every directory below `sources`: also one whose description is damaged.
-fn rows(vault: &Vault) -> anyhow::Result<Vec<Row>> {
+pub(super) fn rows(vault: &Vault) -> anyhow::Result<Vec<Row>> {
     let dir = vault.dir().join("sources");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&dir)? {
@@ -64,15 +88,19 @@ fn rows(vault: &Vault) -> anyhow::Result<Vec<Row>> {
         names.extend(name.to_str().and_then(|n| SourceName::new(n).ok()));
     }
     names.sort();
-    let row = |name: SourceName| Row {
+    Ok(names.into_iter().map(|name| row(vault, name)).collect())
+}
+
+/// One source.
+pub(super) fn row(vault: &Vault, name: SourceName) -> Row {
+    Row {
         status: vault.source(&name).and_then(|_| vault.status(&name)),
         failure: FailureFile::of(&vault.source_dir(&name)).read(),
         name,
-    };
-    Ok(names.into_iter().map(row).collect())
+    }
 }
 
-fn rfc3339(t: Timestamp) -> Option<String> {
+pub(super) fn rfc3339(t: Timestamp) -> Option<String> {
     jiff::Timestamp::new(t.sec, t.nsec as i32)
         .ok()
         .map(|t| t.to_string())

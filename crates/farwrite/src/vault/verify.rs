@@ -1,10 +1,10 @@
 //! `farwrite vault verify`: reads every byte of the vault's logs and compares it with its checksums; says what it found
-//! and changes nothing. Exit status 1 if anything is wrong.
+//! and changes nothing but the note of how it ended. Exit status 1 if anything is wrong.
 //!
 //! With `--json` one array, an object per source: `name`, `segments`, `bytes`, `records`, `batches`, `more_findings` (not
 //! listed), `error` (null, or why it could not be read) and `findings`: `segment`, `offset`, `batch` (or null), `what`.
 
-use super::init;
+use super::{init, verified};
 use crate::bytes;
 use anyhow::bail;
 use farwrite_core::{SourceName, path};
@@ -54,10 +54,13 @@ fn verify(vault: &Vault, name: &SourceName, bar: &ProgressBar) -> Result<VerifyR
     }
     bar.set_message(name.to_string());
     let before = bar.position();
-    verify_source(&dir, &mut |report| bar.set_position(before + report.bytes))
+    let report = verify_source(&dir, &mut |report| bar.set_position(before + report.bytes));
+    verified::note(&dir, &report);
+    report
 }
 
-fn log_bytes(vault: &Vault, name: &SourceName) -> u64 {
+/// Bytes of a source's log.
+pub(super) fn log_bytes(vault: &Vault, name: &SourceName) -> u64 {
     let log = vault.source_dir(name).join("log");
     let segments = list_segments(&log).unwrap_or_default();
     let size = |s: u64| std::fs::metadata(segment_path(&log, s)).map_or(0, |m| m.len());

@@ -426,6 +426,13 @@ pub fn entrance(pair: &Pair) -> String {
     pair.source.run(&["ui"]).good().trim().to_owned()
 }
 
+/// A link that lets a browser in to the pages of a vault.
+pub fn vault_entrance(vault: &Vault) -> String {
+    let mut command = farwrite();
+    command.args(["vault", "ui"]).arg(&vault.dir);
+    run(&mut command, SOON).good().trim().to_owned()
+}
+
 /// Where screenshots are wanted, if they are: `FARWRITE_SCREENS=DIR`.
 pub fn screens() -> Option<PathBuf> {
     std::env::var_os("FARWRITE_SCREENS").map(PathBuf::from)

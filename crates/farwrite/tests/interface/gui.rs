@@ -272,6 +272,29 @@ fn what_is_written_appears_in_the_feed_within_a_second() {
     );
     eprintln!("seen after {:?}", begin.elapsed());
     b.wait("durable", SOON, "[...document.querySelectorAll('#feed tr')].some(r => r.innerText.includes('fresh file') && /[0-9] (ms|s)/.test(r.lastChild.innerText))");
+    // What was sent of it, and of the next write only what is new (the file is longer than a block of the checksums).
+    let cells = |name: &str| {
+        format!(
+            "[...document.querySelectorAll('#feed tr')].find(r => r.innerText.includes('{name}'))?.children"
+        )
+    };
+    let large = site.pair.src.join("large file");
+    fs::write(&large, vec![7; 100_000]).unwrap();
+    b.wait(
+        "its bytes",
+        SOON,
+        &format!("{}?.[4].innerText === '100 kB'", cells("large file")),
+    );
+    {
+        use std::os::unix::fs::FileExt;
+        let f = fs::OpenOptions::new().write(true).open(&large).unwrap();
+        f.write_all_at(&[8; 10], 50_000).unwrap();
+    }
+    b.wait(
+        "only what is new",
+        SOON,
+        &format!("{}?.[4].innerText === '8.2 kB'", cells("large file")),
+    );
     // A name that is HTML is text.
     fs::write(site.pair.src.join("<img src=x onerror=alert(1)>"), "x").unwrap();
     b.wait(

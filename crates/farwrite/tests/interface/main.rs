@@ -10,3 +10,4 @@ mod pages;
 mod rig;
 mod security;
 mod sinks;
+mod vault;

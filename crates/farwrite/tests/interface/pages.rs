@@ -60,25 +60,10 @@ fn every_page_is_for_everybody() {
     ];
     let mut wrong = Vec::new();
     for (name, address) in &pages {
-        for look in [Look::Desktop, Look::Phone] {
-            for dark in [false, true] {
-                b.look(look, dark);
-                site.go(address);
-                b.wait("the page", SOON, "document.readyState === 'complete'");
-                show_something(&site, name);
-                let shown = format!("{name}-{look:?}-{}", if dark { "dark" } else { "light" })
-                    .to_lowercase();
-                if let Some(dir) = screens() {
-                    fs::create_dir_all(&dir).unwrap();
-                    b.screenshot(&dir.join(format!("{shown}.png")));
-                }
-                wrong.extend(b.violations().into_iter().map(|v| format!("{shown}: {v}")));
-                let wide = b.run("return document.documentElement.scrollWidth - window.innerWidth");
-                if wide.as_i64().unwrap() > 0 {
-                    wrong.push(format!("{shown}: {wide} pixels wider than the screen"));
-                }
-            }
-        }
+        looks(b, name, &mut wrong, || {
+            site.go(address);
+            show_something(&site, name);
+        });
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // A form with an error, too.
@@ -101,6 +86,28 @@ fn every_page_is_for_everybody() {
     site.go("/");
     b.press("body", "\u{e004}");
     assert_eq!(b.run("return document.activeElement.className"), "skip");
+}
+
+/// A page in each of its looks: what axe-core finds, what is too wide, and a picture if one is wanted.
+pub fn looks(b: &Browser, name: &str, wrong: &mut Vec<String>, open: impl Fn()) {
+    for look in [Look::Desktop, Look::Phone] {
+        for dark in [false, true] {
+            b.look(look, dark);
+            open();
+            b.wait("the page", SOON, "document.readyState === 'complete'");
+            let shown =
+                format!("{name}-{look:?}-{}", if dark { "dark" } else { "light" }).to_lowercase();
+            if let Some(dir) = screens() {
+                fs::create_dir_all(&dir).unwrap();
+                b.screenshot(&dir.join(format!("{shown}.png")));
+            }
+            wrong.extend(b.violations().into_iter().map(|v| format!("{shown}: {v}")));
+            let wide = b.run("return document.documentElement.scrollWidth - window.innerWidth");
+            if wide.as_i64().unwrap() > 0 {
+                wrong.push(format!("{shown}: {wide} pixels wider than the screen"));
+            }
+        }
+    }
 }
 
 /// Something to look at on pages that are empty otherwise.

@@ -16,14 +16,14 @@ struct Gui {
     _place: Place,
 }
 
-struct Answer {
-    code: u16,
-    head: String,
-    body: String,
+pub struct Answer {
+    pub code: u16,
+    pub head: String,
+    pub body: String,
 }
 
 /// Sends bytes and reads the answer to its end.
-fn say(address: &str, text: &str) -> Answer {
+pub fn say(address: &str, text: &str) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))

@@ -4,7 +4,7 @@ use super::batch::Piece;
 use super::content::{Comparison, ContentError, SMALL_BYTES, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
-use super::unit::{BackupUnit, PARTIAL_HELD, TICK, UnitError};
+use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
 use farwrite_core::{BackupCommand, Extent, NodeId, Op};
 use farwrite_fs::{OpenMode, Stat, is_absent, list_xattrs, read_meta_with};
 use std::collections::BTreeMap;
@@ -487,6 +487,14 @@ impl BackupUnit {
         self.send_node(node, new)?;
         if is_new {
             self.send_name(e.dir.node, e.name, node)?;
+        }
+        if let Some(files) = &mut self.files
+            && files.len() < FILES_TOLD
+        {
+            files.push(SentFile {
+                path: e.path.clone(),
+                bytes_new: content.bytes_new,
+            });
         }
         self.send_content(node, content)?;
         if racy {

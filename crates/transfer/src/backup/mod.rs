@@ -18,4 +18,6 @@ pub use batch::{BatchWriter, RecordSink, SinkClosed};
 pub use index::{Index, IndexError, IndexState};
 pub use rows::{NodeFlags, NodeRow};
 pub use tree::{RootSpec, Tree};
-pub use unit::{BackupStats, BackupUnit, Problem, RoundReport, UnitError, Writeback};
+pub use unit::{
+    BackupStats, BackupUnit, FILES_TOLD, Problem, RoundReport, SentFile, UnitError, Writeback,
+};

@@ -25,6 +25,8 @@ const LOSS_TOLD: Duration = Duration::from_secs(3);
 pub(super) const PARTIAL_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
+/// Files that one round tells of.
+pub const FILES_TOLD: usize = 256;
 /// Problems remembered one by one; beyond that they are only counted.
 const PROBLEMS: usize = 1000;
 
@@ -89,9 +91,20 @@ pub struct BackupStats {
     pub compares_open: u64,
 }
 
+/// A file whose content was sent, for those who watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentFile {
+    /// Where it is.
+    pub path: BytePath,
+    /// Bytes of its content that were new, before compression.
+    pub bytes_new: u64,
+}
+
 /// What became of a round.
 #[derive(Debug, Default)]
 pub struct RoundReport {
+    /// Files that were sent, at most [`FILES_TOLD`] and only if [`BackupUnit::tell_files`] asked for them.
+    pub files: Vec<SentFile>,
     /// To be looked at again; `true`: after the sensor has been emptied.
     pub put_back: Vec<(BackupCommand, bool)>,
     /// Last batch closed in the round.
@@ -106,6 +119,8 @@ pub struct BackupUnit {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stats: BackupStats,
     pub(super) put_back: Vec<(BackupCommand, bool)>,
+    /// Files sent in this round, if somebody wants to know.
+    pub(super) files: Option<Vec<SentFile>>,
     pub(super) touched: BTreeSet<NodeId>,
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
@@ -170,6 +185,7 @@ impl BackupUnit {
             clock,
             stats: BackupStats::default(),
             put_back: Vec::new(),
+            files: None,
             touched: BTreeSet::new(),
             lost: Vec::new(),
             compares: HashSet::new(),
@@ -262,9 +278,15 @@ impl BackupUnit {
         self.close(quiet)?;
         self.note_completeness(&mut || false)?;
         Ok(RoundReport {
+            files: self.files.as_mut().map(std::mem::take).unwrap_or_default(),
             put_back: std::mem::take(&mut self.put_back),
             batch: self.last_batch,
         })
+    }
+
+    /// Whether rounds from now on tell which files they sent.
+    pub fn tell_files(&mut self, wanted: bool) {
+        self.files = wanted.then(Vec::new);
     }
 
     /// For quiet moments: settles what was too fresh to trust, marks a clean point, closes handles. Returns commands

@@ -9,7 +9,7 @@ pub(crate) mod protect;
 pub(crate) mod restore;
 pub(crate) mod settings;
 
-use crate::gate::{Session, refusal};
+use crate::gate::{Kind, Session, refusal};
 use crate::server::Site;
 use askama::Template;
 use axum::body::to_bytes;
@@ -36,11 +36,18 @@ pub(crate) struct Frame {
     /// Without JavaScript, load it again after this many seconds.
     pub(crate) refresh: Option<u32>,
     pub(crate) version: &'static str,
+    kind: Kind,
 }
 
 impl Frame {
+    /// Of a source's page.
     pub(crate) fn new(page: &'static str) -> Frame {
+        Frame::of(Kind::Source, page)
+    }
+
+    pub(crate) fn of(kind: Kind, page: &'static str) -> Frame {
         Frame {
+            kind,
             title: page.into(),
             page,
             inside: true,
@@ -49,23 +56,35 @@ impl Frame {
         }
     }
 
-    fn outside(title: &str) -> Frame {
+    /// Around a page that says what is not there, or not possible.
+    fn about(kind: Kind, title: &str, inside: bool) -> Frame {
         Frame {
             title: title.into(),
-            inside: false,
-            ..Frame::new("")
+            inside,
+            ..Frame::of(kind, "")
         }
     }
 
     /// Addresses and names of the navigation.
     pub(crate) fn pages(&self) -> &'static [(&'static str, &'static str)] {
-        &[
-            ("/", "Overview"),
-            ("/activity", "Activity"),
-            ("/protect", "Protect"),
-            ("/history", "History"),
-            ("/settings", "Settings"),
-        ]
+        match self.kind {
+            Kind::Source => &[
+                ("/", "Overview"),
+                ("/activity", "Activity"),
+                ("/protect", "Protect"),
+                ("/history", "History"),
+                ("/settings", "Settings"),
+            ],
+            Kind::Vault => &[("/", "Sources"), ("/alerts", "Alerts")],
+        }
+    }
+
+    /// What is in front of the pages' names.
+    pub(crate) fn brand(&self) -> &'static str {
+        match self.kind {
+            Kind::Source => "Farwrite",
+            Kind::Vault => "Farwrite vault",
+        }
     }
 }
 
@@ -84,12 +103,19 @@ pub(crate) fn html(template: &impl Template) -> Html<String> {
 }
 
 /// A page for a request that is not admitted.
-pub(crate) fn refused(why: &str) -> Html<String> {
+pub(crate) fn refused(kind: Kind, why: &str) -> Html<String> {
     html(&Refused {
-        frame: Frame::outside("Not let in"),
+        frame: Frame::about(kind, "Not let in", false),
         title: "Not let in",
         why,
-        advice: "Run `farwrite ui` on this machine: it prints a link that lets this browser in.",
+        advice: match kind {
+            Kind::Source => {
+                "Run `farwrite ui` on this machine: it prints a link that lets this browser in."
+            }
+            Kind::Vault => {
+                "Run `farwrite vault ui VAULT_DIR` on this machine: it prints a link that lets this browser in."
+            }
+        },
     })
 }
 
@@ -111,6 +137,7 @@ pub(crate) async fn enter(State(site): State<Site>, Query(t): Query<Token>) -> R
         )
             .into_response(),
         None => refusal(
+            site.gate.kind,
             StatusCode::FORBIDDEN,
             "This link has been used already, or is too old.",
         ),
@@ -118,20 +145,18 @@ pub(crate) async fn enter(State(site): State<Site>, Query(t): Query<Token>) -> R
 }
 
 /// Anything else.
-pub(crate) async fn nothing() -> Response {
+pub(crate) async fn nothing(State(site): State<Site>) -> Response {
+    let title = "There is no such page";
     let page = Refused {
-        frame: Frame {
-            inside: true,
-            ..Frame::outside("Not found")
-        },
-        title: "There is no such page",
+        frame: Frame::about(site.gate.kind, "Not found", true),
+        title,
         why: "Nothing is at this address.",
         advice: "",
     };
     (StatusCode::NOT_FOUND, html(&page)).into_response()
 }
 
-/// A request that the daemon did not answer as hoped, as a page.
+/// A request that the daemon of a source did not answer as hoped, as a page.
 pub(crate) struct Trouble(pub(crate) ClientError);
 
 impl From<ClientError> for Trouble {
@@ -142,33 +167,35 @@ impl From<ClientError> for Trouble {
 
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
-        let (code, title, why) = match &self.0 {
-            ClientError::Failed(f) => {
-                let code = StatusCode::from_u16(f.status()).unwrap_or(StatusCode::BAD_GATEWAY);
-                let title = match f.kind {
-                    FaultKind::NotFound => "Not there",
-                    FaultKind::Invalid => "That is not possible",
-                    FaultKind::Conflict | FaultKind::Failed => "That did not work",
-                };
-                (code, title, f.why.clone())
-            }
-            e => (
-                StatusCode::BAD_GATEWAY,
-                "The daemon does not answer",
-                e.to_string(),
-            ),
-        };
-        let page = Refused {
-            frame: Frame {
-                inside: true,
-                ..Frame::outside(title)
-            },
-            title,
-            why: &why,
-            advice: "",
-        };
-        (code, html(&page)).into_response()
+        trouble(Kind::Source, &self.0)
     }
+}
+
+/// A request that the daemon did not answer as hoped, as a page.
+pub(crate) fn trouble(kind: Kind, e: &ClientError) -> Response {
+    let (code, title, why) = match e {
+        ClientError::Failed(f) => {
+            let code = StatusCode::from_u16(f.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+            let title = match f.kind {
+                FaultKind::NotFound => "Not there",
+                FaultKind::Invalid => "That is not possible",
+                FaultKind::Conflict | FaultKind::Failed => "That did not work",
+            };
+            (code, title, f.why.clone())
+        }
+        e => (
+            StatusCode::BAD_GATEWAY,
+            "The daemon does not answer",
+            e.to_string(),
+        ),
+    };
+    let page = Refused {
+        frame: Frame::about(kind, title, true),
+        title,
+        why: &why,
+        advice: "",
+    };
+    (code, html(&page)).into_response()
 }
 
 /// What a page gives.
@@ -185,7 +212,8 @@ pub(crate) struct Posted<T> {
 impl<T: DeserializeOwned> FromRequest<Site> for Posted<T> {
     type Rejection = Response;
 
-    async fn from_request(request: Request, _: &Site) -> Result<Self, Response> {
+    async fn from_request(request: Request, site: &Site) -> Result<Self, Response> {
+        let refusal = |code, why: &str| refusal(site.gate.kind, code, why);
         let session = request.extensions().get::<Session>().cloned();
         let session = session.ok_or_else(|| {
             refusal(

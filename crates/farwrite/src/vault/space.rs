@@ -1,0 +1,357 @@
+//! What each source takes on the vault's disk, now and over time. Looked at from time to time by threads of its own, at low
+//! priority: counting a mirror means to look at every file in it.
+//!
+//! `sources/NAME/space.toml` keeps the samples: at most [`SAMPLES`], thinned as they get old. It is a hint for people;
+//! where it cannot be read, the history begins anew.
+
+use farwrite_control::{Space, SpaceSample};
+use farwrite_core::{Kind, Name, SourceName};
+use farwrite_fs::Dir;
+use farwrite_vault::Vault;
+use farwrite_vault::vault::{load_toml, save_toml};
+use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Between two looks at logs and catalogs.
+const LOOK: Duration = Duration::from_secs(5);
+/// Between two samples that are kept.
+const SAMPLE_MS: u64 = 10 * 60 * 1000;
+/// Samples kept of one source; when there are more, every second one of the older half goes.
+const SAMPLES: usize = 1000;
+/// Between two counts of one mirror at least; a count that takes long is made less often.
+const COUNT: Duration = Duration::from_secs(600);
+/// A count takes at most this part of the time.
+const COUNT_SHARE: u32 = 50;
+/// Directories inside each other that are still counted.
+const DEPTH: usize = 4096;
+/// Growth is told only over at least this time.
+const GROWTH_OVER_MS: u64 = 30 * 60 * 1000;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// See the module.
+pub(super) struct Spaces {
+    vault: Vault,
+    inner: Mutex<Inner>,
+    end: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    of: BTreeMap<SourceName, Known>,
+    ended: bool,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    now: Space,
+    samples: Vec<SpaceSample>,
+    /// When the mirror may be counted again.
+    count_at: Option<Instant>,
+}
+
+/// `space.toml`.
+#[derive(Default, Serialize, Deserialize)]
+struct Samples {
+    /// Time in milliseconds, log, catalog, mirror (-1: not known).
+    samples: Vec<(u64, u64, u64, i64)>,
+}
+
+impl Spaces {
+    /// Starts the threads; they end after [`Spaces::stop`].
+    pub(super) fn start(vault: Vault) -> std::io::Result<Arc<Spaces>> {
+        let spaces = Arc::new(Spaces {
+            vault,
+            inner: Mutex::default(),
+            end: Condvar::new(),
+        });
+        type Work = fn(&Spaces);
+        let threads: [(&str, Work); 2] = [("space", Spaces::look), ("space-mirror", Spaces::count)];
+        for (name, work) in threads {
+            let mine = spaces.clone();
+            let run = move || {
+                while mine.wait() {
+                    work(&mine);
+                }
+            };
+            std::thread::Builder::new().name(name.into()).spawn(run)?;
+        }
+        spaces.look();
+        Ok(spaces)
+    }
+
+    /// Ends the threads soon.
+    pub(super) fn stop(&self) {
+        self.inner.lock().ended = true;
+        self.end.notify_all();
+    }
+
+    fn wait(&self) -> bool {
+        let mut inner = self.inner.lock();
+        if !inner.ended {
+            self.end.wait_for(&mut inner, LOOK);
+        }
+        !inner.ended
+    }
+
+    /// What a source takes now, and by how much that has grown in a day.
+    pub(super) fn of(&self, name: &SourceName) -> (Space, Option<i64>) {
+        let inner = self.inner.lock();
+        let known = inner.of.get(name);
+        known.map_or_else(Default::default, |k| {
+            (k.now, growth(&k.samples, k.now, now_ms()))
+        })
+    }
+
+    /// What it took before.
+    pub(super) fn samples(&self, name: &SourceName) -> Vec<SpaceSample> {
+        let inner = self.inner.lock();
+        inner
+            .of
+            .get(name)
+            .map_or_else(Vec::new, |k| k.samples.clone())
+    }
+
+    fn names(&self) -> Vec<SourceName> {
+        let sources = self.vault.sources().unwrap_or_default();
+        sources.into_iter().map(|s| s.name).collect()
+    }
+
+    fn look(&self) {
+        for name in self.names() {
+            let dir = self.vault.source_dir(&name);
+            let log_bytes = allocated(&dir.join("log"), |_| true);
+            let catalog_bytes = allocated(&dir, |name| name.starts_with("catalog.db"));
+            let file = dir.join("space.toml");
+            let mut inner = self.inner.lock();
+            let known = inner.of.entry(name).or_insert_with(|| {
+                let mut known = Known {
+                    samples: load(&file),
+                    ..Known::default()
+                };
+                // Until it has been counted again.
+                known.now.mirror_bytes = known.samples.last().and_then(|s| s.space.mirror_bytes);
+                known
+            });
+            known.now.log_bytes = log_bytes;
+            known.now.catalog_bytes = catalog_bytes;
+            let due = known
+                .samples
+                .last()
+                .is_none_or(|s| now_ms().saturating_sub(s.time_ms) >= SAMPLE_MS);
+            if due {
+                known.samples.push(SpaceSample {
+                    time_ms: now_ms(),
+                    space: known.now,
+                });
+                thin(&mut known.samples);
+                let samples = known.samples.clone();
+                drop(inner);
+                save(&file, &samples);
+            }
+        }
+    }
+
+    fn count(&self) {
+        if !self.vault.info().mirror {
+            return;
+        }
+        for name in self.names() {
+            let due = {
+                let inner = self.inner.lock();
+                let at = inner.of.get(&name).map(|k| k.count_at);
+                at.is_some_and(|at| at.is_none_or(|at| at <= Instant::now()))
+            };
+            if !due {
+                continue;
+            }
+            let begin = Instant::now();
+            let bytes = self.count_mirror(&self.vault.source_dir(&name).join("mirror"));
+            let pause = COUNT.max(begin.elapsed() * COUNT_SHARE);
+            let mut inner = self.inner.lock();
+            if inner.ended {
+                return;
+            }
+            if let Some(known) = inner.of.get_mut(&name) {
+                known.now.mirror_bytes = bytes;
+                known.count_at = Some(Instant::now() + pause);
+            }
+        }
+    }
+
+    /// Bytes allocated in a tree, a file with several names once. What goes away meanwhile is not counted. `None` if there is
+    /// no tree, or the daemon ends.
+    fn count_mirror(&self, top: &Path) -> Option<u64> {
+        let mut bytes = 0;
+        let top = Dir::open(top).ok()?;
+        let below = list(&top, &mut bytes);
+        let mut open = vec![(top, below)];
+        while let Some((dir, below)) = open.last_mut() {
+            let Some(name) = below.pop() else {
+                open.pop();
+                continue;
+            };
+            let next = dir.open_dir(&name).ok();
+            if let Some(next) = next.filter(|_| open.len() < DEPTH) {
+                let below = list(&next, &mut bytes);
+                open.push((next, below));
+            }
+            if self.inner.lock().ended {
+                return None;
+            }
+            // Leaves the disk to those who need it.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Some(bytes)
+    }
+}
+
+/// Adds what the entries of a directory take, and gives those that are directories.
+fn list(dir: &Dir, bytes: &mut u64) -> Vec<Name> {
+    let mut below = Vec::new();
+    for entry in dir.list().unwrap_or_default() {
+        let Ok(stat) = dir.stat(&entry.name) else {
+            continue;
+        };
+        // A file with several names is counted by parts.
+        let names = match stat.kind {
+            Kind::Dir => 1,
+            _ => u64::from(stat.nlink.max(1)),
+        };
+        *bytes += stat.blocks * 512 / names;
+        if stat.kind == Kind::Dir {
+            below.push(entry.name);
+        }
+    }
+    below
+}
+
+/// Bytes allocated by the files of a directory.
+fn allocated(dir: &Path, is: impl Fn(&str) -> bool) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_name().to_str().is_some_and(&is))
+        .filter_map(|e| e.metadata().ok())
+        .filter(|m| m.is_file())
+        .map(|m| m.blocks() * 512)
+        .sum()
+}
+
+fn total(s: Space) -> u64 {
+    s.log_bytes + s.catalog_bytes + s.mirror_bytes.unwrap_or(0)
+}
+
+/// By how much it has grown in a day, judged by the last day or what there is of it.
+fn growth(samples: &[SpaceSample], now: Space, now_ms: u64) -> Option<i64> {
+    // A mirror that had not been counted yet would look like growth.
+    let counted = |s: &&SpaceSample| s.space.mirror_bytes.is_some() == now.mirror_bytes.is_some();
+    let from = samples
+        .iter()
+        .filter(counted)
+        .find(|s| now_ms.saturating_sub(s.time_ms) <= DAY_MS)?;
+    let over = now_ms.saturating_sub(from.time_ms);
+    if over < GROWTH_OVER_MS {
+        return None;
+    }
+    let grown = total(now) as i128 - total(from.space) as i128;
+    i64::try_from(grown * i128::from(DAY_MS) / i128::from(over)).ok()
+}
+
+fn thin(samples: &mut Vec<SpaceSample>) {
+    if samples.len() <= SAMPLES {
+        return;
+    }
+    let old = samples.len() / 2;
+    let mut at = 0;
+    samples.retain(|_| {
+        at += 1;
+        at > old || at % 2 == 1
+    });
+}
+
+fn load(file: &Path) -> Vec<SpaceSample> {
+    let kept: Samples = load_toml(file).unwrap_or_default();
+    let sample = |(time_ms, log_bytes, catalog_bytes, mirror)| SpaceSample {
+        time_ms,
+        space: Space {
+            log_bytes,
+            catalog_bytes,
+            mirror_bytes: u64::try_from(mirror).ok(),
+        },
+    };
+    let mut samples: Vec<_> = kept.samples.into_iter().map(sample).collect();
+    // A clock that was put back must not keep new ones away.
+    samples.retain(|s| s.time_ms <= now_ms());
+    samples
+}
+
+fn save(file: &Path, samples: &[SpaceSample]) {
+    let row = |s: &SpaceSample| {
+        let mirror = s.space.mirror_bytes.map_or(-1, |b| b as i64);
+        (s.time_ms, s.space.log_bytes, s.space.catalog_bytes, mirror)
+    };
+    let samples = samples.iter().map(row).collect();
+    if let Err(e) = save_toml(file, &Samples { samples }) {
+        tracing::debug!(error = %e, "the space taken cannot be noted");
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(time_ms: u64, log_bytes: u64) -> SpaceSample {
+        SpaceSample {
+            time_ms,
+            space: Space {
+                log_bytes,
+                ..Space::default()
+            },
+        }
+    }
+
+    #[test]
+    fn growth_is_that_of_the_last_day() {
+        let now = sample(0, 5000).space;
+        let day = 10 * DAY_MS;
+        assert_eq!(growth(&[], now, day), None);
+        // Too short a time to say.
+        assert_eq!(growth(&[sample(day - 60_000, 0)], now, day), None);
+        assert_eq!(
+            growth(&[sample(day - DAY_MS / 2, 4000)], now, day),
+            Some(2000)
+        );
+        let long = [sample(0, 0), sample(day - DAY_MS, 6000), sample(day - 1, 1)];
+        assert_eq!(growth(&long, now, day), Some(-1000));
+    }
+
+    #[test]
+    fn samples_stay_bounded_and_come_back() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("space.toml");
+        let mut samples = Vec::new();
+        for i in 0..5000 {
+            samples.push(sample(i, i));
+            thin(&mut samples);
+        }
+        assert!(samples.len() <= SAMPLES && samples.len() > SAMPLES / 3);
+        assert_eq!(
+            (samples[0].time_ms, samples.last().unwrap().time_ms),
+            (0, 4999)
+        );
+        assert!(samples.is_sorted_by_key(|s| s.time_ms));
+        save(&file, &samples);
+        assert_eq!(load(&file), samples);
+        std::fs::write(&file, "nonsense").unwrap();
+        assert_eq!(load(&file), []);
+    }
+}
