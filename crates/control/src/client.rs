@@ -55,7 +55,14 @@ impl Client {
 
     /// The automatic-backup switch.
     pub fn switch(&self, on: bool) -> Result<(), ClientError> {
-        self.post("switch", &Switch { on }).map(|Done {}| ())
+        self.switch_directories(on, &[])
+    }
+
+    /// The same for some directories only; none: all.
+    pub fn switch_directories(&self, on: bool, directories: &[String]) -> Result<(), ClientError> {
+        let directories = directories.to_vec();
+        self.post("switch", &Switch { on, directories })
+            .map(|Done {}| ())
     }
 
     /// Changes the scheduling interval until the daemon ends.

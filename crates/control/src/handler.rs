@@ -35,6 +35,10 @@ pub trait Handler: Send + Sync + 'static {
     fn flush(&self, timeout: Option<Duration>, gone: &dyn Fn() -> bool) -> Answer<()>;
     /// The automatic-backup switch.
     fn switch(&self, on: bool) -> Answer<()>;
+    /// The same for some directories only.
+    fn switch_directories(&self, on: bool, directories: &[String]) -> Answer<()> {
+        Err(Fault::not_offered())
+    }
     /// Changes the scheduling interval until the daemon ends.
     fn set_interval(&self, interval: &str) -> Answer<()>;
     /// What happens from now on.

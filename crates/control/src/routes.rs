@@ -140,7 +140,14 @@ async fn flush(State(h): Shared, Json(f): Json<Flush>) -> Reply<Done> {
 #[utoipa::path(post, path = "/v1/switch", request_body = Switch, responses((status = 200, body = Done)))]
 /// The automatic-backup switch.
 async fn switch(State(h): Shared, Json(s): Json<Switch>) -> Reply<Done> {
-    reply(h, move |h| h.switch(s.on).map(|()| Done {})).await
+    reply(h, move |h| {
+        match s.directories.is_empty() {
+            true => h.switch(s.on),
+            false => h.switch_directories(s.on, &s.directories),
+        }
+        .map(|()| Done {})
+    })
+    .await
 }
 
 #[utoipa::path(post, path = "/v1/interval", request_body = SetInterval, responses((status = 200, body = Done)))]

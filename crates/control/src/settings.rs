@@ -40,6 +40,8 @@ pub struct Directory {
     pub exclude: Vec<String>,
     /// Vaults that protect it.
     pub vaults: Vec<String>,
+    /// `enabled`: `false`, and it is not watched.
+    pub enabled: bool,
 }
 
 /// A vault of the configuration.

@@ -15,11 +15,14 @@ pub struct Flush {
 }
 
 /// The automatic-backup switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
     /// On or off. Off makes the sensor let go of the kernel.
     pub on: bool,
+    /// These protected directories only, each by itself; none: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<String>,
 }
 
 /// Changes the scheduling interval until the daemon ends.
@@ -129,6 +132,8 @@ pub struct Protection {
     pub directory: String,
     /// Which vault.
     pub vault: String,
+    /// `false`: it is switched off by itself.
+    pub enabled: bool,
     /// How safe it is.
     pub state: State,
     /// In words: what is wrong and what to do.

@@ -46,9 +46,11 @@ enum Command {
     #[command(after_help = "Examples:\n  farwrite flush && reboot\n  farwrite flush --timeout 30s")]
     Flush(FlushArgs),
     /// Switch automatic backup on; what happened meanwhile is caught up first
-    On,
+    #[command(after_help = "Examples:\n  farwrite on\n  farwrite on /srv/data")]
+    On(SwitchArgs),
     /// Switch automatic backup off: the sensor lets go of the kernel
-    Off,
+    #[command(after_help = "Examples:\n  farwrite off\n  farwrite off /srv/data /srv/other")]
+    Off(SwitchArgs),
     /// The overview in a terminal, live
     Top,
     /// Open the GUI of the running daemon in a browser
@@ -270,6 +272,13 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
+/// `farwrite on` and `farwrite off`.
+#[derive(Debug, Args)]
+pub struct SwitchArgs {
+    /// Only these protected directories, each by itself; this stays over a restart [default: all, by the one switch]
+    pub dirs: Vec<PathBuf>,
+}
+
 /// `farwrite flush`.
 #[derive(Debug, Args)]
 pub struct FlushArgs {
@@ -391,8 +400,8 @@ impl Cli {
             Command::Source(SourceCommand::Run(args)) => source::run(&state?, &args),
             Command::Status(args) => crate::control::status(&state?, &args),
             Command::Flush(args) => crate::control::flush(&state?, &args),
-            Command::On => crate::control::switch(&state?, true),
-            Command::Off => crate::control::switch(&state?, false),
+            Command::On(args) => crate::control::switch(&state?, true, &args.dirs),
+            Command::Off(args) => crate::control::switch(&state?, false, &args.dirs),
             Command::Top => crate::top::run(&state?),
             Command::Ui => crate::control::ui(&state?),
             Command::Alert(AlertCommand::Test) => crate::control::test_alerts(&state?),

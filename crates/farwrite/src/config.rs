@@ -157,6 +157,17 @@ pub struct Directory {
     /// As in .gitignore, relative to `path`.
     #[serde(default)]
     pub exclude: Vec<String>,
+    /// `false`: it is not watched. What the vaults have of it stays there; switched on, it catches up.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub enabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(b: &bool) -> bool {
+    *b
 }
 
 /// One vault.
@@ -201,7 +212,8 @@ const HEADER: &str = "\
 # [alert.mail]   server (HOST or HOST:PORT), security (\"starttls\", \"tls\" or \"none\"), user, password, from, to (a list).
 #                `farwrite alert test` tries all of them.
 #
-# [[directory]]  path, slot (its number: leave it alone), exclude (patterns as in .gitignore)
+# [[directory]]  path, slot (its number: leave it alone), exclude (patterns as in .gitignore),
+#                enabled (false: not watched, as after `farwrite off DIR`)
 # [[vault]]      name, source (what the vault calls this machine), directories, and
 #                addresses + fingerprint, or ssh
 ";
@@ -314,6 +326,11 @@ impl Config {
     /// The directory of this path.
     pub fn directory(&self, path: &str) -> Option<&Directory> {
         self.directories.iter().find(|d| d.path == path)
+    }
+
+    /// Directories that are not switched off.
+    pub fn enabled(&self) -> impl Iterator<Item = &Directory> {
+        self.directories.iter().filter(|d| d.enabled)
     }
 
     /// The vault of this name, or the only one.
@@ -550,6 +567,7 @@ mod tests {
                 path: path.into(),
                 slot,
                 exclude: vec![],
+                enabled: true,
             });
         }
         c.save(&state).unwrap();
@@ -592,6 +610,7 @@ mod tests {
             path: "/srv/a".into(),
             slot: 1,
             exclude: vec!["*.o".into()],
+            enabled: true,
         });
         c.vaults.push(Vault {
             name: SourceName::new("v").unwrap(),
@@ -608,6 +627,7 @@ mod tests {
             path: "/srv/a/b".into(),
             slot: 2,
             exclude: vec![],
+            enabled: false,
         });
         assert!(c.save(&state).unwrap_err().to_string().contains("overlap"));
         std::fs::write(state.config_path(), "intervall = 3").unwrap();

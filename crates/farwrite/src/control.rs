@@ -6,6 +6,7 @@ use crate::state::State;
 use farwrite_control::{Client, Done, Status, TestedAlerts, UiPlace};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ pub fn flush(state: &State, args: &FlushArgs) -> anyhow::Result<()> {
 }
 
 /// `farwrite on` and `farwrite off`.
-pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
+pub fn switch(state: &State, on: bool, dirs: &[PathBuf]) -> anyhow::Result<()> {
     let client = match Client::connect(&state.socket_path()) {
         Ok(c) => c,
         Err(farwrite_control::ClientError::NotRunning { path }) => {
@@ -51,6 +52,9 @@ pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
         }
         Err(e) => return Err(e.into()),
     };
+    if !dirs.is_empty() {
+        return switch_some(&client, on, dirs);
+    }
     client.switch(on)?;
     let status = client.status()?;
     match (&status.sensor.kind, on) {
@@ -61,6 +65,27 @@ pub fn switch(state: &State, on: bool) -> anyhow::Result<()> {
         _ => println!(
             "automatic backup is off: nothing listens in the kernel; `farwrite on` catches up"
         ),
+    }
+    Ok(())
+}
+
+/// Some directories by themselves.
+fn switch_some(client: &Client, on: bool, dirs: &[PathBuf]) -> anyhow::Result<()> {
+    let mut named = Vec::new();
+    for dir in dirs {
+        // One that is gone can be switched off by the name that it had.
+        let path = crate::config::canonical_dir(dir)
+            .or_else(|_| std::path::absolute(dir).map(|d| d.display().to_string()))?;
+        named.push(path);
+    }
+    client.switch_directories(on, &named)?;
+    for dir in named {
+        match on {
+            true => println!("automatic backup of {dir} is on; catching up"),
+            false => println!(
+                "automatic backup of {dir} is off: its changes are not seen; `farwrite on {dir}` catches up"
+            ),
+        }
     }
     Ok(())
 }

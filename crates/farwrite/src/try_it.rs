@@ -135,6 +135,7 @@ fn configure(
         path: dir.to_owned(),
         slot,
         exclude: args.exclude.clone(),
+        enabled: true,
     }];
     config.vaults = vec![Vault {
         name: SourceName::new("vault")?,

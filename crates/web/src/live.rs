@@ -101,7 +101,7 @@ pub(crate) async fn overview(
             let now = Overview {
                 sentence: overview::sentence_part(status),
                 switch: overview::switch_part(status, &session),
-                details: overview::details_part(status),
+                details: overview::details_part(status, &session),
                 lag_ms: status.vaults.iter().map(|v| v.lag_ms).max().unwrap_or(0),
                 pending: status
                     .vaults

@@ -1,6 +1,7 @@
 //! States, numbers and times in plain words.
 
 use farwrite_control::{State, Status};
+use std::collections::BTreeSet;
 
 /// Bytes with a unit: "0 B", "1.5 MB".
 pub(crate) fn bytes(n: u64) -> String {
@@ -82,6 +83,35 @@ pub(crate) fn sentence(s: &Status) -> Sentence {
         says: says.into(),
         advice,
     };
+    // What is switched off by itself says nothing about the rest.
+    let off: BTreeSet<&str> = s
+        .protections
+        .iter()
+        .filter(|p| !p.enabled)
+        .map(|p| &*p.directory)
+        .collect();
+    if s.on && !off.is_empty() {
+        let rest = Status {
+            protections: s
+                .protections
+                .iter()
+                .filter(|p| p.enabled)
+                .cloned()
+                .collect(),
+            ..s.clone()
+        };
+        let mut all = sentence(&rest);
+        let names: Vec<&str> = off.into_iter().collect();
+        let text = format!("Switched off, and not seen: {}.", names.join(", "));
+        all.advice = format!("{text} {}", all.advice).trim_end().into();
+        if all.mood == "good" {
+            all.mood = "work";
+            all.says = all
+                .says
+                .replace("Everything is safe.", "Everything else is safe.");
+        }
+        return all;
+    }
     let Some(worst) = s.protections.iter().min_by_key(|p| p.state) else {
         return tell(
             "bad",
@@ -181,6 +211,7 @@ mod tests {
         Status {
             on: true,
             protections: vec![Protection {
+                enabled: true,
                 state,
                 message: "v: something".into(),
                 ..Protection::default()
@@ -214,5 +245,17 @@ mod tests {
         };
         assert_eq!(says(&off), "Automatic backup is off.");
         assert_eq!(says(&Status::default()), "Nothing is protected yet.");
+        let mut some = status(State::Safe, 0);
+        some.protections.push(Protection {
+            directory: "/b".into(),
+            state: State::Off,
+            ..Protection::default()
+        });
+        let told = sentence(&some);
+        assert_eq!(
+            (told.mood, &*told.says),
+            ("work", "Everything else is safe.")
+        );
+        assert_eq!(told.advice, "Switched off, and not seen: /b.");
     }
 }

@@ -55,13 +55,17 @@ pub(super) fn put(
     exclude: impl FnOnce(&[String]) -> Vec<String>,
 ) -> anyhow::Result<()> {
     match config.directories.iter_mut().find(|d| d.path == dir) {
-        Some(known) => known.exclude = exclude(&known.exclude),
+        Some(known) => {
+            known.exclude = exclude(&known.exclude);
+            known.enabled = true;
+        }
         None => {
             let slot = config.new_slot();
             config.directories.push(Directory {
                 path: dir.to_owned(),
                 slot,
                 exclude: exclude(&[]),
+                enabled: true,
             });
         }
     }

@@ -21,6 +21,10 @@ impl Handler for Supervisor {
             .map_err(|e| Fault::failed(format!("{e:#}")))
     }
 
+    fn switch_directories(&self, on: bool, directories: &[String]) -> Answer<()> {
+        self.switch_some(on, directories)
+    }
+
     fn set_interval(&self, interval: &str) -> Answer<()> {
         let interval: Interval = interval
             .parse()

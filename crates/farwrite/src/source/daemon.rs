@@ -4,7 +4,7 @@ use super::activity::Feed;
 use super::continuity::Record;
 use super::link::{Barrier, Barriered, Link, LinkSetup, Resumed};
 use super::sensor::{Ending, Losses, Running, SensorReport, SensorSetup};
-use crate::config::{Config, Vault};
+use crate::config::{self, Config, Vault};
 use crate::state::State;
 use anyhow::{Context, bail};
 use farwrite_capture::WatchRoot;
@@ -78,7 +78,8 @@ impl Daemon {
         skip.push(byte_path(&std::fs::canonicalize(state.dir())?)?);
         let mut roots = Vec::new();
         let mut excludes = Vec::new();
-        for d in &config.directories {
+        let on: Vec<&config::Directory> = config.enabled().collect();
+        for d in &on {
             let path = BytePath::new(&d.path)?;
             let root = WatchRoot::lookup(path.clone())
                 .with_context(|| format!("protected directory {}", d.path))?;
@@ -119,7 +120,7 @@ impl Daemon {
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for vault in &config.vaults {
             let of_vault: Vec<usize> = (0..roots.len())
-                .filter(|i| vault.directories.contains(&config.directories[*i].path))
+                .filter(|i| vault.directories.contains(&on[*i].path))
                 .collect();
             let ids = of_vault
                 .iter()
@@ -130,7 +131,7 @@ impl Daemon {
                 queue.insert(*seq, std::slice::from_ref(change));
             }
             let spec = |&i: &usize| RootSpec {
-                slot: config.directories[i].slot,
+                slot: on[i].slot,
                 path: roots[i].path.clone(),
                 excludes: excludes[i].clone(),
             };
@@ -226,13 +227,7 @@ impl Inner {
     /// One line for the start of the daemon.
     pub(super) fn greeting(&self) -> String {
         let names = |v: Vec<&str>| v.join(", ");
-        let dirs = names(
-            self.config
-                .directories
-                .iter()
-                .map(|d| d.path.as_str())
-                .collect(),
-        );
+        let dirs = names(self.config.enabled().map(|d| d.path.as_str()).collect());
         let vaults = names(self.links.iter().map(|(v, _)| v.name.as_str()).collect());
         match self.sensor_report() {
             Some(r) => format!(

@@ -59,9 +59,15 @@ pub fn status(inner: &Inner) -> Status {
     for (config, link) in &inner.links {
         let vault = vault(config, link, on);
         for dir in &config.directories {
+            let enabled = inner.config.directory(dir).is_none_or(|d| d.enabled);
+            if !enabled {
+                status.protections.push(switched_off(dir, &vault));
+                continue;
+            }
             status.protections.push(Protection {
                 directory: dir.clone(),
                 vault: vault.name.clone(),
+                enabled,
                 state: vault.state,
                 message: vault.message.clone(),
                 sensor: status.sensor.kind.clone(),
@@ -78,6 +84,20 @@ pub fn status(inner: &Inner) -> Status {
         status.vaults.push(vault);
     }
     status
+}
+
+/// A directory that is switched off by itself.
+fn switched_off(dir: &str, vault: &Vault) -> Protection {
+    Protection {
+        directory: dir.into(),
+        vault: vault.name.clone(),
+        state: State::Off,
+        message: format!(
+            "{dir} is switched off: its changes are not seen; `farwrite on {dir}` catches up"
+        ),
+        last_ack: vault.last_ack.clone(),
+        ..Protection::default()
+    }
 }
 
 fn not_covered(r: &LinkReport, dir: &str) -> Vec<String> {

@@ -55,6 +55,7 @@ impl Supervisor {
                 .map(|d| Directory {
                     path: d.path.clone(),
                     exclude: d.exclude.clone(),
+                    enabled: d.enabled,
                     vaults: of(&d.path),
                 })
                 .collect(),
@@ -168,6 +169,33 @@ impl Supervisor {
         })
         .map_err(failed)?;
         self.show_settings()
+    }
+}
+
+impl Supervisor {
+    /// Switches directories off or on, each by itself.
+    pub(super) fn switch_some(&self, on: bool, directories: &[String]) -> Answer<()> {
+        let _one = self.changes.lock();
+        let mut after = Config::load(&self.state).map_err(failed)?;
+        for dir in directories {
+            let known = after.directories.iter_mut().find(|d| d.path == *dir);
+            let Some(known) = known else {
+                let why = format!("{dir} is not protected");
+                return Err(Fault::field("directories", why));
+            };
+            known.enabled = on;
+        }
+        if after.enabled().next().is_none() {
+            return Err(Fault::field(
+                "directories",
+                "nothing would be left that is on: switch automatic backup off as a whole instead",
+            ));
+        }
+        self.reconfigure(|config| {
+            config.directories = after.directories;
+            Ok(())
+        })
+        .map_err(failed)
     }
 }
 

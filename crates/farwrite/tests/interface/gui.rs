@@ -249,6 +249,89 @@ fn a_directory_is_protected_by_the_form_which_keeps_what_was_typed() {
 }
 
 #[test]
+fn one_directory_is_switched_off_by_itself_and_catches_up() {
+    let mut site = Site::open(|_| ());
+    let more = site.place.dir("more");
+    fs::write(more.join("file"), "before").unwrap();
+    let source = &site.pair.source;
+    let known = source.status()["vaults"][0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let add = ["source", "add", more.to_str().unwrap(), "--to", &known];
+    source.run(&add).good();
+    site.pair.source.kill();
+    site.pair.source.start();
+    site.pair.converges(SOON);
+    let b = &site.browser;
+    b.go(&entrance(&site.pair));
+    let switch = format!(
+        "button[aria-label^='Automatic backup of {}']",
+        more.display()
+    );
+    let is = |on: bool| {
+        format!("document.querySelector(\"{switch}\")?.getAttribute('aria-checked') === '{on}'")
+    };
+    b.wait("its switch", SOON, &is(true));
+    b.click(&switch);
+    b.wait("off", SOON, &is(false));
+    b.wait(
+        "said",
+        SOON,
+        "document.querySelector('h1').innerText.includes('Everything else is safe')",
+    );
+    assert!(
+        b.text(".advice").contains(more.to_str().unwrap()),
+        "{}",
+        b.text(".advice")
+    );
+    let found = b.violations();
+    assert!(found.is_empty(), "{found:?}");
+    // It is not seen; the other one is.
+    let mirror = site.pair.vault.mirror(NAME, &more);
+    fs::write(more.join("file"), "while off").unwrap();
+    site.pair.converges(SOON);
+    assert_eq!(fs::read(mirror.join("file")).unwrap(), b"before");
+    let status = site.pair.source.status();
+    let of = |dir: &std::path::Path| {
+        let all = status["protections"].as_array().unwrap();
+        all.iter()
+            .find(|p| p["directory"] == dir.to_str().unwrap())
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        (&of(&more)["enabled"], &of(&more)["state"]),
+        (&false.into(), &"off".into())
+    );
+    assert_eq!(of(&site.pair.src)["enabled"], true);
+    // That stays over a restart; the last one is not switched off so.
+    site.pair.source.kill();
+    site.pair.source.start();
+    site.pair.converges(SOON);
+    assert_eq!(fs::read(mirror.join("file")).unwrap(), b"before");
+    let off = |dir: &std::path::Path| site.pair.source.run(&["off", dir.to_str().unwrap()]);
+    let said = off(&site.pair.src).bad();
+    assert!(said.contains("as a whole"), "{said}");
+    let said = off(&site.place.top).bad();
+    assert!(said.contains("is not protected"), "{said}");
+    // What the vault has of it is still to be had.
+    let at = site.pair.source.run(&["ls", more.to_str().unwrap()]).good();
+    assert!(at.contains("file"), "{at}");
+    site.pair.source.run(&["on", more.to_str().unwrap()]).good();
+    site.pair.converges(SOON);
+    assert_same(&more, &mirror);
+    let b = &site.browser;
+    b.go(&entrance(&site.pair));
+    b.wait("on", SOON, &is(true));
+    b.wait(
+        "safe",
+        SOON,
+        "document.querySelector('h1').innerText.includes('Everything is safe')",
+    );
+}
+
+#[test]
 fn what_is_written_appears_in_the_feed_within_a_second() {
     let site = Site::open(|_| ());
     let b = &site.browser;

@@ -3,6 +3,7 @@
 mod alerts;
 mod api;
 mod browser;
+mod fuzz;
 mod gui;
 mod pages;
 #[path = "../e2e/rig.rs"]

@@ -221,3 +221,79 @@ fn heavy_a_storm_in_the_feed_does_not_slow_capture() {
     assert_eq!(status["sensor"]["overflows"], 0, "{status:#}");
     assert_same(&site.pair.src, &site.pair.mirror());
 }
+
+/// Changes a second, for how many seconds, over how many files.
+const STEADY: (u64, u64, usize) = (10_000, 10, 20_000);
+
+#[test]
+fn heavy_ten_thousand_changes_a_second_leave_page_and_daemon_at_ease() {
+    use std::os::unix::fs::FileExt;
+    let site = Site::open(|src| {
+        for i in 0..STEADY.2 {
+            fs::write(src.join(format!("f{i}")), "0").unwrap();
+        }
+    });
+    let b = &site.browser;
+    site.go("/activity");
+    b.wait("the feed", SOON, "document.querySelector('#feed')");
+    b.run("window.left = 0; new MutationObserver(() => { if (/more changes/.test(document.getElementById('feed-more').innerText)) window.left += 1; }).observe(document.getElementById('feed-more'), {childList: true, characterData: true, subtree: true});");
+    let before = site.pair.source.status()["schedule"]["messages"]
+        .as_u64()
+        .unwrap();
+    let (rate, seconds, files) = STEADY;
+    let src = site.pair.src.clone();
+    let writer = std::thread::spawn(move || {
+        let begin = Instant::now();
+        let mut written = 0;
+        while begin.elapsed() < Duration::from_secs(seconds) {
+            let due = begin.elapsed().as_millis() as u64 * rate / 1000;
+            while written < due {
+                // Scattered, so that few fall together.
+                let file = src.join(format!("f{}", (written as usize * 7919) % files));
+                let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+                file.write_all_at(format!("{written}").as_bytes(), 0)
+                    .unwrap();
+                written += 1;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        (written, begin.elapsed())
+    });
+    // Meanwhile the pages and the API answer.
+    let mut slowest = Duration::ZERO;
+    while !writer.is_finished() {
+        let begin = Instant::now();
+        let status = b.run_async(
+            "fetch('/').then(r => r.text()).then(t => done(t.includes('Automatic backup')))",
+        );
+        assert_eq!(status, true);
+        slowest = slowest.max(begin.elapsed());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (written, took) = writer.join().unwrap();
+    let flushing = Instant::now();
+    site.pair.source.flush(LONG);
+    let status = site.pair.source.status();
+    let messages = status["schedule"]["messages"].as_u64().unwrap() - before;
+    let left = b.run("return window.left").as_u64().unwrap();
+    eprintln!(
+        "{written} changes in {took:?} ({:.0} a second), {messages} messages; the slowest page took {slowest:?}; \
+         all durable {:?} after the last; the feed said {left} times that it samples",
+        written as f64 / took.as_secs_f64(),
+        flushing.elapsed()
+    );
+    assert!(
+        written as f64 / took.as_secs_f64() > 0.95 * rate as f64,
+        "the load was not there"
+    );
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(left > 0, "the feed does not say that it samples");
+    let rows = b
+        .run("return document.getElementById('feed').rows.length")
+        .as_u64()
+        .unwrap();
+    assert!((50..=400).contains(&rows), "{rows} rows");
+    assert_eq!(status["protections"][0]["lost"], 0, "{status:#}");
+    assert_eq!(status["sensor"]["overflows"], 0, "{status:#}");
+    assert_same(&site.pair.src, &site.pair.mirror());
+}

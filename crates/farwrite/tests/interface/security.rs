@@ -8,11 +8,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// A source with a GUI, and a session as plain HTTP has it.
-struct Gui {
-    pair: Pair,
-    address: String,
-    cookie: String,
-    csrf: String,
+pub struct Gui {
+    pub pair: Pair,
+    pub address: String,
+    pub cookie: String,
+    pub csrf: String,
     _place: Place,
 }
 
@@ -46,7 +46,7 @@ pub fn say(address: &str, text: &str) -> Answer {
 }
 
 impl Gui {
-    fn open() -> Gui {
+    pub fn open() -> Gui {
         let place = Place::new();
         let mut pair = Pair::new(&place);
         fs::write(

@@ -9,6 +9,7 @@ use axum::extract::{Extension, State};
 use axum::response::IntoResponse;
 use farwrite_control::{Done, Problem, State as Safety, Status, Switch};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 
 #[derive(Template)]
 #[template(path = "overview.html")]
@@ -28,7 +29,7 @@ pub(crate) async fn page(State(site): State<Site>, Extension(session): Extension
         frame,
         sentence: sentence_part(&status),
         switch: switch_part(&status, &session),
-        details: details_part(&status),
+        details: details_part(&status, &session),
     })
     .into_response())
 }
@@ -36,14 +37,23 @@ pub(crate) async fn page(State(site): State<Site>, Extension(session): Extension
 #[derive(Deserialize)]
 pub(crate) struct SwitchForm {
     on: bool,
+    /// This one only; empty: all.
+    #[serde(default)]
+    directory: String,
 }
 
 /// `POST /switch`.
 pub(crate) async fn switch(State(site): State<Site>, posted: Posted<SwitchForm>) -> Page {
-    let on = posted.form.on;
+    let switch = Switch {
+        on: posted.form.on,
+        directories: Some(posted.form.directory)
+            .filter(|d| !d.is_empty())
+            .into_iter()
+            .collect(),
+    };
     let Done {} = site
         .control
-        .post("switch", &Switch { on })
+        .post("switch", &switch)
         .await
         .map_err(Trouble)?;
     Ok(go("/"))
@@ -135,11 +145,15 @@ struct ProtectionRow {
     state: &'static str,
     not_covered: Vec<String>,
     history: String,
+    enabled: bool,
 }
 
 #[derive(Template)]
 #[template(path = "part_details.html")]
 struct Details<'a> {
+    csrf: &'a str,
+    /// Each directory has a switch of its own.
+    switches: bool,
     vaults: Vec<VaultRow>,
     protections: Vec<ProtectionRow>,
     problems: Vec<&'a Problem>,
@@ -155,11 +169,14 @@ struct Details<'a> {
     pid: u32,
 }
 
-pub(crate) fn details_part(s: &Status) -> String {
+pub(crate) fn details_part(s: &Status, session: &Session) -> String {
     let lost = s.protections.iter().map(|p| p.lost).max().unwrap_or(0);
     let repaired = s.protections.iter().map(|p| p.repaired).max().unwrap_or(0);
     let processing = s.vaults.iter().map(|v| v.processing_interval_ms);
+    let directories: BTreeSet<&str> = s.protections.iter().map(|p| &*p.directory).collect();
     html(&Details {
+        csrf: &session.csrf,
+        switches: directories.len() > 1,
         vaults: s.vaults.iter().map(vault_row).collect(),
         protections: s
             .protections
@@ -170,6 +187,7 @@ pub(crate) fn details_part(s: &Status) -> String {
                 mood: mood(p.state),
                 state: state(p.state),
                 not_covered: p.not_covered.clone(),
+                enabled: p.enabled,
                 history: address("/history", &[("vault", &p.vault), ("path", &p.directory)]),
             })
             .collect(),
