@@ -66,6 +66,29 @@ pub enum Request {
         /// Into how many equal parts; 1 to [`crate::limits::HISTORY_PAGE`].
         parts: u32,
     },
+    /// All marks. Answer: [`Response::Marks`].
+    Marks,
+    /// Marks the last kept moment at or before a time (`None`: the last there is). Answer: [`Response::Moment`]. It is no question, and
+    /// nothing but a vault answers it; no source can take a mark away.
+    SetMark {
+        /// Its name, which no other mark may have.
+        name: String,
+        /// When.
+        at: Option<Timestamp>,
+    },
+}
+
+/// A name for a moment, which is kept as long as it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Its name.
+    pub name: String,
+    /// The moment.
+    pub moment: Moment,
+    /// When it was marked, at the vault.
+    pub created: Timestamp,
+    /// Who marked it: `source`, `vault` or `brake`.
+    pub by: String,
 }
 
 /// What was committed in one part of a time.
@@ -117,6 +140,8 @@ pub enum Response {
     Error(String),
     /// To [`Request::Timeline`]: as many as were asked for, in order of time.
     Timeline(Vec<Part>),
+    /// To [`Request::Marks`], in the order in which they were set.
+    Marks(Vec<Mark>),
 }
 
 /// A batch and its time.

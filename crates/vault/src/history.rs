@@ -5,6 +5,7 @@ mod compare;
 mod versions;
 
 use crate::catalog::{self, BATCH_COLUMNS, NodeRow, View, batch_row};
+use crate::retention::{Kept, Marks};
 use crate::segment::SegmentFiles;
 use crate::vault::VaultError;
 use farwrite_core::history::{BlockBytes, Entry, Moment, Part, Request, Response};
@@ -29,7 +30,12 @@ struct Inner {
     /// The catalog and its inode: a damaged one is replaced by another file.
     open: Option<(Connection, u64)>,
     files: SegmentFiles,
+    dir: PathBuf,
+    known: Option<Known>,
 }
+
+/// The list of kept moments as it was read, and what its two files were then.
+type Known = ([Option<(u64, i64, i64, u64)>; 2], Kept);
 
 type Result<T = Response> = rusqlite::Result<T>;
 
@@ -42,6 +48,8 @@ impl History {
             inner: Mutex::new(Inner {
                 open: None,
                 files: SegmentFiles::new(&source_dir.join("log")),
+                dir: source_dir.to_owned(),
+                known: None,
             }),
         })
     }
@@ -76,23 +84,29 @@ impl Inner {
             return Ok(match request {
                 Request::Moments => Response::Moments(None),
                 Request::Resolve(_) => Response::Moment(None),
+                Request::Marks => Response::Marks(Vec::new()),
                 _ => Response::Error("there is no backup yet".into()),
             });
         };
-        // One snapshot for the whole answer.
+        // One snapshot for the whole answer. What is kept is read behind its begin: if the list does not name a moment as
+        // dropped by then, nothing of that moment was gone when the snapshot was taken.
         let tx = conn.unchecked_transaction()?;
         let applied = catalog::newest_batch(&tx)?.map_or(BatchSeq(0), |r| r.commit.seq);
+        let kept = match kept(&mut self.known, &self.dir) {
+            Ok(kept) => kept,
+            Err(e) => return Ok(Response::Error(e.to_string())),
+        };
+        if let Some(gone) = moments_of(request)
+            .into_iter()
+            .find(|at| !kept.contains(*at))
+        {
+            let what = format!("the moment of batch {gone} is no longer kept, it has been pruned");
+            return Ok(Response::Error(what));
+        }
         let view = |at: BatchSeq| View::new(&tx, at, applied);
         Ok(match request {
-            Request::Moments => Response::Moments(moments(&tx)?),
-            Request::Resolve(time) => Response::Moment(
-                tx.prepare_cached(&format!(
-                    "SELECT {BATCH_COLUMNS} FROM batches WHERE (sec, nsec) <= (?1, ?2) ORDER BY seq DESC LIMIT 1"
-                ))?
-                .query_row((time.sec, time.nsec), batch_row)
-                .optional()?
-                .map(|r| moment(&r)),
-            ),
+            Request::Moments => Response::Moments(moments(&tx, kept)?),
+            Request::Resolve(time) => Response::Moment(resolve_time(&tx, kept, *time)?),
             Request::Stat { path, at } => Response::Stat(stat(view(*at), path)?),
             Request::List {
                 dir,
@@ -110,12 +124,17 @@ impl Inner {
             Request::Blocks(ids) => Response::Blocks(blocks(view(applied), &mut self.files, ids)?),
             Request::Versions { path, limit } => {
                 let limit = (*limit as usize).min(limits::HISTORY_PAGE);
-                Response::Versions(versions::versions(&tx, path, limit)?)
+                Response::Versions(versions::versions(&tx, kept, path, limit)?)
             }
             Request::Diff { path, from, to } => compare::diff(view(*from), view(*to), path)?,
             Request::Timeline { from, to, parts } => {
                 Response::Timeline(timeline(&tx, *from, *to, *parts)?)
             }
+            Request::Marks => match Marks::load(&self.dir) {
+                Ok(marks) => Response::Marks(marks.list),
+                Err(e) => Response::Error(e.to_string()),
+            },
+            Request::SetMark { .. } => Response::Error("a history is only read".into()),
         })
     }
 }
@@ -128,16 +147,56 @@ fn moment(row: &catalog::BatchRow) -> Moment {
     }
 }
 
-fn moments(conn: &Connection) -> Result<Option<(Moment, Moment)>> {
-    let first = conn
-        .query_row(
-            &format!("SELECT {BATCH_COLUMNS} FROM batches ORDER BY seq LIMIT 1"),
-            [],
-            batch_row,
-        )
-        .optional()?;
+/// What a source keeps; read again only if one of the files is another one.
+fn kept<'a>(known: &'a mut Option<Known>, dir: &Path) -> std::result::Result<&'a Kept, VaultError> {
+    let now = Kept::paths(dir).map(|p| {
+        let m = std::fs::metadata(p).ok()?;
+        Some((m.ino(), m.mtime(), m.mtime_nsec(), m.len()))
+    });
+    if known.as_ref().is_none_or(|(files, _)| *files != now) {
+        *known = None;
+        *known = Some((now, Kept::load(dir)?));
+    }
+    Ok(known.as_ref().map(|(_, kept)| kept).expect("read above"))
+}
+
+/// The moments that a question names.
+fn moments_of(request: &Request) -> Vec<BatchSeq> {
+    match request {
+        Request::Stat { at, .. } | Request::List { at, .. } | Request::Extents { at, .. } => {
+            vec![*at]
+        }
+        Request::Diff { from, to, .. } => vec![*from, *to],
+        _ => Vec::new(),
+    }
+}
+
+fn batch(conn: &Connection, seq: BatchSeq) -> Result<Option<catalog::BatchRow>> {
+    conn.prepare_cached(&format!("SELECT {BATCH_COLUMNS} FROM batches WHERE seq=?1"))?
+        .query_row([seq.0 as i64], batch_row)
+        .optional()
+}
+
+fn moments(conn: &Connection, kept: &Kept) -> Result<Option<(Moment, Moment)>> {
+    let first = batch(conn, kept.first())?;
     let last = catalog::newest_batch(conn)?;
     Ok(first.zip(last).map(|(a, b)| (moment(&a), moment(&b))))
+}
+
+/// The last kept moment at or before a time.
+fn resolve_time(conn: &Connection, kept: &Kept, time: Timestamp) -> Result<Option<Moment>> {
+    let found = conn
+        .prepare_cached(&format!(
+            "SELECT {BATCH_COLUMNS} FROM batches WHERE (sec, nsec) <= (?1, ?2) ORDER BY seq DESC LIMIT 1"
+        ))?
+        .query_row((time.sec, time.nsec), batch_row)
+        .optional()?;
+    let Some(row) = found else { return Ok(None) };
+    match kept.at_or_before(row.commit.seq) {
+        None => Ok(None),
+        Some(seq) if seq == row.commit.seq => Ok(Some(moment(&row))),
+        Some(seq) => Ok(batch(conn, seq)?.map(|r| moment(&r))),
+    }
 }
 
 /// What was committed in each of `parts` equal parts of a time.
@@ -232,7 +291,9 @@ fn blocks(view: View<'_>, files: &mut SegmentFiles, ids: &[u64]) -> Result<Vec<B
     let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
     for &block in ids {
         let record = match view.block(block)? {
-            None => Err(format!("there is no block {block}")),
+            None => Err(format!(
+                "there is no block {block} (any more: it may have been pruned)"
+            )),
             Some((place, _)) => files.read_block(place).map_err(|e| e.to_string()),
         };
         let size = record

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod history;
 pub mod mirror;
 pub mod restore;
+pub mod retention;
 pub mod segment;
 pub mod source_vault;
 pub mod vault;
@@ -15,6 +16,8 @@ pub mod verify;
 
 pub use history::History;
 pub use restore::{Restore, RestoreError, RestoreStats, write_content};
-pub use source_vault::{Closed, Event, Events, Options, SourceVault};
+pub use source_vault::{
+    Closed, Event, Events, LastPrune, Options, PRUNE_EVERY, PruneAnswer, PruneRequest, SourceVault,
+};
 pub use vault::{SourceInfo, SourceStatus, Vault, VaultError, VaultInfo};
 pub use verify::{Finding, VerifyReport, verify_source};

@@ -2,8 +2,13 @@
 //! and mirror. It must never say that a batch is durable before its commit is on the disk; what the apply thread
 //! does is of no account for that.
 
+mod keeper;
+
+pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
+
 use crate::catalog::{Catalog, CatalogError, Delta, Mark};
 use crate::mirror::{Mirror, MirrorError, MirrorStats};
+use crate::retention::{Policy, PruneError, PruneReport};
 use crate::segment::{BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered};
 use crate::vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender};
@@ -62,6 +67,8 @@ pub struct SourceVault {
     shared: Arc<Shared>,
     queue: Option<Sender<Item>>,
     threads: Vec<JoinHandle<()>>,
+    vault: Vault,
+    name: SourceName,
     recovered: Recovered,
     _lock: File,
 }
@@ -75,6 +82,10 @@ struct Shared {
     events: Events,
     state: Mutex<State>,
     changed: Condvar,
+    /// Wakes the prune thread.
+    keeper: Condvar,
+    /// One prune at a time.
+    pruning: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -84,9 +95,12 @@ struct State {
     /// Behind the last durable batch: how far the apply thread may read.
     durable_end: Option<Place>,
     failed: Option<String>,
+    /// What the catalog holds.
+    applied: BatchSeq,
     /// No more will become durable.
     appended: bool,
     mirror: MirrorStats,
+    forgetting: keeper::Forgetting,
 }
 
 /// Why a record was not taken.
@@ -113,6 +127,8 @@ impl SourceVault {
                 ..State::default()
             }),
             changed: Condvar::new(),
+            keeper: Condvar::new(),
+            pruning: Mutex::new(()),
         });
         let (queue, records) = crossbeam_channel::unbounded();
         let append = Append {
@@ -126,7 +142,7 @@ impl SourceVault {
         let apply = Apply {
             shared: shared.clone(),
             catalog,
-            dir,
+            dir: dir.clone(),
             log_dir,
             mirror: None,
             wants_mirror: options.mirror,
@@ -140,15 +156,32 @@ impl SourceVault {
         };
         let first = spawn("vault-append", Box::new(|| append.run()))?;
         let second = spawn("vault-apply", Box::new(|| apply.run()));
+        let keeper = keeper::Keeper {
+            shared: shared.clone(),
+            vault: vault.clone(),
+            name: name.clone(),
+            dir,
+            opened_at: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
+        };
+        let third = spawn("vault-prune", Box::new(|| keeper.run()));
         let mut this = SourceVault {
             shared,
             queue: Some(queue),
             threads: vec![first],
+            vault: vault.clone(),
+            name: name.clone(),
             recovered,
             _lock: lock,
         };
         this.threads.push(second?);
+        this.threads.push(third?);
         Ok(this)
+    }
+
+    /// Does a process have this source open? It does not stay so.
+    pub fn is_open(vault: &Vault, name: &SourceName) -> bool {
+        let lock = take_lock(&vault.source_dir(name).join("lock"));
+        matches!(lock, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     /// What recovery found when the log was opened.
@@ -193,6 +226,27 @@ impl SourceVault {
         self.send(Item::Abort)
     }
 
+    /// Prunes now, by this policy or (`None`) by the one that is set. Returns when it is done, or the source is closed.
+    pub fn prune(&self, policy: Option<Policy>) -> Result<PruneReport, PruneError> {
+        let policy = match policy {
+            Some(p) => p,
+            None => self.vault.policy(&self.name)?.0,
+        };
+        self.wait_applied();
+        self.shared.prune(&self.vault, &self.name, Some(policy))
+    }
+
+    /// Until the catalog has what is durable, or never will.
+    fn wait_applied(&self) {
+        let mut state = self.shared.state.lock();
+        while state.failed.is_none()
+            && !state.forgetting.apply_ended
+            && state.applied < state.last.as_ref().map_or(BatchSeq(0), |c| c.seq)
+        {
+            self.shared.changed.wait_for(&mut state, CHECKPOINT_EVERY);
+        }
+    }
+
     fn send(&self, item: Item) -> Result<(), Closed> {
         let queue = self.queue.as_ref().expect("open until it is closed");
         queue
@@ -210,6 +264,8 @@ impl SourceVault {
     }
 
     fn shut_down(&mut self) {
+        self.shared.state.lock().forgetting.closing = true;
+        self.shared.keeper.notify_all();
         self.queue = None;
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -389,23 +445,32 @@ impl Apply {
             let hostile = matches!(e, ApplyError::Catalog(CatalogError::Violation(_)));
             self.shared.fail(e.to_string(), !hostile);
         }
+        self.shared.state.lock().forgetting.apply_ended = true;
+        self.shared.changed.notify_all();
+        self.shared.keeper.notify_all();
     }
 
     fn serve(&mut self) -> Result<(), ApplyError> {
         self.open_mirror()?;
+        self.shared.state.lock().applied = self.catalog.applied();
+        self.shared.changed.notify_all();
         let mut reader = self.catalog.log_reader(&self.log_dir)?;
         loop {
-            let (end, last) = {
+            keeper::forget(&self.shared, &mut self.catalog)?;
+            let due = {
                 let mut state = self.shared.state.lock();
                 loop {
                     let seq = state.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
                     if let Some(end) = state.durable_end
                         && seq > self.catalog.applied()
                     {
-                        break (end, false);
+                        break Some((end, false));
+                    }
+                    if state.forgetting.is_wanted() {
+                        break None;
                     }
                     if state.appended {
-                        break (end_or_start(state.durable_end), true);
+                        break Some((end_or_start(state.durable_end), true));
                     }
                     let late = self
                         .shared
@@ -419,6 +484,7 @@ impl Apply {
                     }
                 }
             };
+            let Some((end, last)) = due else { continue };
             let batches = read_step(&mut reader, end)?;
             if batches.is_empty() {
                 if last {
@@ -441,6 +507,8 @@ impl Apply {
         let applied = self.catalog.apply(batches)?;
         if self.catalog.applied() > shown {
             self.show(shown, &applied.delta)?;
+            self.shared.state.lock().applied = self.catalog.applied();
+            self.shared.changed.notify_all();
             self.shared.emit(Event::Mirrored(self.catalog.applied()));
         }
         match applied.violation {
@@ -477,9 +545,11 @@ impl Apply {
         let trusted = self.catalog.mark(Mark::MirrorCheckpoint)?;
         let dirty = self.catalog.mark(Mark::MirrorDirty)? != 0 || shows != applied.0;
         // Nothing applied yet, but a tree is there: the catalog was lost, and with it what the tree is.
-        let unknown = self.catalog.set_aside().is_some() || (applied.0 == 0 && !fresh);
-        self.catalog.set_marks_durably(&[(Mark::MirrorDirty, 1)])?;
+        // Then also if the tree is gone as well: step by step it would ask for content that is no longer kept.
         let end = self.shared.state.lock().durable_end;
+        let unknown =
+            self.catalog.set_aside().is_some() || (applied.0 == 0 && (!fresh || end.is_some()));
+        self.catalog.set_marks_durably(&[(Mark::MirrorDirty, 1)])?;
         if unknown && let Some(end) = end {
             self.catalog.replay(&self.log_dir, end)?;
         }

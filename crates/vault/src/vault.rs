@@ -2,6 +2,7 @@
 //! does not parse, and never be opened if a newer Farwrite made it.
 
 use crate::catalog::{self, Mark};
+use crate::retention::Policy;
 use crate::segment::{LogError, list_segments, segment_path};
 use farwrite_core::{BatchSeq, SourceName, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -9,8 +10,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Version of the vault's layout.
-pub const VAULT_FORMAT: u32 = 1;
+/// Newest version of the vault's layout that is known.
+pub const VAULT_FORMAT: u32 = 2;
+/// What a new vault is made as. It becomes [`VAULT_FORMAT`] before anything is pruned for the first time: a program that
+/// knows nothing of that must not read it.
+const PLAIN_FORMAT: u32 = 1;
 /// Most bytes of a description that are read.
 const TOML_BYTES: u64 = 1 << 20;
 
@@ -73,7 +77,7 @@ impl VaultError {
 /// `vault.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VaultInfo {
-    /// [`VAULT_FORMAT`] when it was made.
+    /// 1; 2 once something has been pruned.
     pub format: u32,
     /// Random, 32 hexadecimal digits: tells two vaults apart wherever they are mounted.
     pub id: String,
@@ -140,7 +144,7 @@ impl Vault {
         getrandom::fill(&mut id)
             .map_err(|e| VaultError::io("draw an id for", dir, io::Error::other(e.to_string())))?;
         let info = VaultInfo {
-            format: VAULT_FORMAT,
+            format: PLAIN_FORMAT,
             id: id.iter().map(|b| format!("{b:02x}")).collect(),
             created: now,
             mirror,
@@ -173,6 +177,25 @@ impl Vault {
             dir: dir.to_owned(),
             info: load_toml(&path)?,
         })
+    }
+
+    /// Keeps programs away that know nothing of pruning.
+    pub(crate) fn note_pruning(&self) -> Result<(), VaultError> {
+        let path = self.dir.join("vault.toml");
+        let info: VaultInfo = load_toml(&path)?;
+        if info.format >= VAULT_FORMAT {
+            return Ok(());
+        }
+        let format = VAULT_FORMAT;
+        save_toml(&path, &VaultInfo { format, ..info })
+    }
+
+    /// A source's policy, and whether it is its own rather than the vault's.
+    pub fn policy(&self, name: &SourceName) -> Result<(Policy, bool), VaultError> {
+        if let Some(own) = Policy::load(&self.source_dir(name))? {
+            return Ok((own, true));
+        }
+        Ok((Policy::load(&self.dir)?.unwrap_or_default(), false))
     }
 
     /// Where it is.
@@ -295,14 +318,21 @@ pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, VaultError> {
 
 /// Writes a small TOML file so that a crash leaves the old or the new one.
 pub fn save_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), VaultError> {
-    let fail = |e| VaultError::io("write", path, e);
     let text = toml::to_string(value).map_err(|e| VaultError::Toml {
         path: path.to_owned(),
         why: e.to_string(),
     })?;
-    let temp = path.with_extension("toml.new");
+    replace_file(path, text.as_bytes())
+}
+
+/// Writes a small file so that a crash leaves the old or the new one; on the disk when it returns.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), VaultError> {
+    let fail = |e| VaultError::io("write", path, e);
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".new");
+    let temp = PathBuf::from(temp);
     let mut file = File::create(&temp).map_err(fail)?;
-    file.write_all(text.as_bytes()).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)?;
     file.sync_all().map_err(fail)?;
     std::fs::rename(&temp, path).map_err(fail)?;
     let dir = path.parent().expect("a file is in a directory");

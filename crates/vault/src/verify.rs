@@ -34,6 +34,8 @@ pub struct VerifyReport {
     pub records: u64,
     /// Whole batches that link up with the one before.
     pub batches: u64,
+    /// Blocks whose content retention has freed, as the lists beside the segments say.
+    pub pruned: u64,
     /// What is wrong, in order of place.
     pub findings: Vec<Finding>,
     /// Findings beyond the bound, not kept.
@@ -135,6 +137,16 @@ fn verify_segment(
                     open_damage = Some(d);
                 } else {
                     report.add(d.place, d.seq, d.what);
+                }
+            }
+            Found::Pruned { header, .. } => {
+                if let Some(d) = open_damage.take() {
+                    report.add(d.place, d.seq, d.what);
+                }
+                report.pruned += 1;
+                report.bytes += header.total_bytes();
+                if let Some(chain) = &mut at.chain {
+                    chain.add(&header.hash);
                 }
             }
             Found::Record { place, record } => {

@@ -9,6 +9,7 @@ use farwrite_transfer::message::{Refusal, RefusalCode};
 use farwrite_transfer::net::tls::Fingerprint;
 use farwrite_transfer::net::{Destination, EventSender, HistoryAnswers, SinkError, SourceSink};
 use farwrite_transfer::pairing::{InviteStore, PairingError, PeerStore};
+use farwrite_vault::retention::Marks;
 use farwrite_vault::segment::{Found, LogError, Scan, list_segments};
 use farwrite_vault::{Event, History, Options, SourceInfo, SourceVault, Vault, VaultError};
 use parking_lot::Mutex;
@@ -147,7 +148,17 @@ impl Destination for VaultDestination {
             ));
         }
         let history = History::open(&dir).map_err(|e| trouble("cannot open the history", &e))?;
-        let answers = move |request: &Request| -> Response { history.answer(request) };
+        let answers = move |request: &Request| -> Response {
+            match request {
+                Request::SetMark { name, at } => {
+                    match Marks::set(&dir, name, *at, "source", now()) {
+                        Ok(mark) => Response::Moment(Some(mark.moment)),
+                        Err(e) => Response::Error(e.to_string()),
+                    }
+                }
+                _ => history.answer(request),
+            }
+        };
         Ok(Box::new(answers))
     }
 }
@@ -309,6 +320,7 @@ fn replay(
         while let Some(found) = scan.next_found()? {
             let record = match found {
                 Found::Record { record, .. } => record,
+                Found::Pruned { .. } => continue,
                 Found::Damage(d) if d.seq.is_some_and(|s| s <= after || s > last) => continue,
                 Found::Damage(d) => {
                     return Err(LogError::Damaged {

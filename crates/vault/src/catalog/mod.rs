@@ -2,10 +2,12 @@
 //! be lost or be damaged, and is then replayed from it. It must never be the reason for an ack.
 
 mod apply;
+mod forget;
 mod schema;
 mod view;
 
 pub use apply::{Applied, Delta, Violation};
+pub use forget::Forget;
 pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};
 
@@ -17,7 +19,7 @@ use std::time::Duration;
 
 /// A catalog that was not closed properly is checked page by page up to this size; a larger one only where
 /// it is read.
-const CHECK_BYTES: u64 = 256 << 20;
+pub(crate) const CHECK_BYTES: u64 = 256 << 20;
 /// Statements kept prepared.
 const STATEMENTS: usize = 64;
 /// Batches applied in one transaction by [`Catalog::replay`].
@@ -65,6 +67,10 @@ pub enum Mark {
     Open,
     /// Versions of nodes recorded since the log began.
     Versions,
+    /// Stands for the kept moments that the catalog is being thinned to.
+    Thinning,
+    /// Stands for the kept moments that it has been thinned to; 0 if never, as in a catalog made anew.
+    Thinned,
 }
 
 impl Mark {
@@ -75,6 +81,8 @@ impl Mark {
             Mark::MirrorDirty => "mirror_dirty",
             Mark::Open => "open",
             Mark::Versions => "versions",
+            Mark::Thinning => "thinning",
+            Mark::Thinned => "thinned",
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Every version of what has been at one path: the history of the name in its directory, and of the nodes it named.
+//! Every version of what has been at one path: the history of the name in its directory, and of the nodes it named. A version is
+//! dated by the first kept moment that shows it; where history has been thinned, that is later than its change.
 
 use super::{Result, moment};
 use crate::catalog::{BATCH_COLUMNS, batch_row, decode_meta};
+use crate::retention::Kept;
 use farwrite_core::history::{Version, VersionChange};
-use farwrite_core::{BytePath, Meta, Name};
+use farwrite_core::{BatchSeq, BytePath, Meta, Name};
 use rusqlite::{Connection, OptionalExtension};
 
 /// A node under the name, from one batch until (not including) another.
@@ -14,7 +16,12 @@ struct Tenure {
 }
 
 /// Newest first, at most `limit`.
-pub(super) fn versions(conn: &Connection, path: &BytePath, limit: usize) -> Result<Vec<Version>> {
+pub(super) fn versions(
+    conn: &Connection,
+    kept: &Kept,
+    path: &BytePath,
+    limit: usize,
+) -> Result<Vec<Version>> {
     let mut dir = 1;
     let Some((above, name)) = path.split_last() else {
         return Ok(Vec::new());
@@ -25,20 +32,29 @@ pub(super) fn versions(conn: &Connection, path: &BytePath, limit: usize) -> Resu
             None => return Ok(Vec::new()),
         }
     }
-    let list = tenures(conn, dir, &name)?;
+    // Rows of dropped moments may still be there.
+    let mut list = tenures(conn, dir, &name)?;
+    list.retain(|t| kept.needs(t.from, t.to));
+    let shown = |seq: i64| kept.at_or_after(BatchSeq(seq.max(0) as u64)).0 as i64;
     let mut out = Vec::new();
     for (i, t) in list.iter().enumerate().rev() {
-        let next = list.get(i + 1).map(|n| n.from);
-        if t.to < i64::MAX && next != Some(t.to) {
-            push(conn, &mut out, t.to, None, VersionChange::Removed, 0)?;
+        let next = list.get(i + 1).map(|n| shown(n.from));
+        if t.to < i64::MAX && next != Some(shown(t.to)) {
+            push(conn, &mut out, shown(t.to), None, VersionChange::Removed, 0)?;
         }
-        for (from, content, meta) in attributes(conn, t)? {
-            let what = if from > t.from {
-                match content == from {
+        let mut all = attributes(conn, t)?;
+        all.retain(|a| kept.needs(a.from.max(t.from), a.to.min(t.to)));
+        let older = all.iter().skip(1).map(|a| Some(a.from)).chain([None]);
+        let older: Vec<Option<i64>> = older.collect();
+        for (a, older) in all.into_iter().zip(older) {
+            let (from, content) = (a.from, a.content);
+            let what = if let Some(older) = older {
+                // More than one change may lie between two versions that are left.
+                match content > older {
                     true => VersionChange::Content,
                     false => VersionChange::Attributes,
                 }
-            } else if i > 0 && list[i - 1].to == t.from {
+            } else if i > 0 && shown(list[i - 1].to) == shown(t.from) {
                 VersionChange::Replaced
             } else if existed_before(conn, t)? {
                 VersionChange::RenamedHere
@@ -47,7 +63,7 @@ pub(super) fn versions(conn: &Connection, path: &BytePath, limit: usize) -> Resu
             };
             let at = from.max(t.from);
             let bytes = bytes_new(conn, t.node, at)?;
-            push(conn, &mut out, at, Some(meta), what, bytes)?;
+            push(conn, &mut out, shown(at), Some(a.meta), what, bytes)?;
             if out.len() >= limit {
                 out.truncate(limit);
                 return Ok(out);
@@ -95,17 +111,30 @@ fn tenures(conn: &Connection, parent: i64, name: &Name) -> Result<Vec<Tenure>> {
     .collect()
 }
 
-/// (from, content, meta) of the node's versions during a tenure, newest first.
-fn attributes(conn: &Connection, t: &Tenure) -> Result<Vec<(i64, i64, Meta)>> {
+/// A node's attributes, from one batch until (not including) another.
+struct Attributes {
+    from: i64,
+    to: i64,
+    content: i64,
+    meta: Meta,
+}
+
+/// The node's versions during a tenure, newest first.
+fn attributes(conn: &Connection, t: &Tenure) -> Result<Vec<Attributes>> {
     conn.prepare_cached(
-        "SELECT from_seq, content_seq, meta FROM attrs_old
+        "SELECT from_seq, content_seq, meta, to_seq FROM attrs_old
          WHERE node=?1 AND to_seq>?2 AND from_seq<?3
          UNION ALL
-         SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1 AND from_seq<?3
+         SELECT from_seq, content_seq, meta, 9223372036854775807 FROM attrs WHERE node=?1 AND from_seq<?3
          ORDER BY 1 DESC",
     )?
     .query_map((t.node, t.from, t.to), |r| {
-        Ok((r.get(0)?, r.get(1)?, decode_meta(r.get_ref(2)?.as_blob()?)?))
+        Ok(Attributes {
+            from: r.get(0)?,
+            content: r.get(1)?,
+            meta: decode_meta(r.get_ref(2)?.as_blob()?)?,
+            to: r.get(3)?,
+        })
     })?
     .collect()
 }

@@ -89,6 +89,11 @@ impl BatchReader {
                     continue;
                 }
                 Found::Record { record, .. } => record,
+                // Not seen by a scan that leaves block payloads out; the same as a block.
+                Found::Pruned { header, .. } => Record {
+                    header,
+                    payload: bytes::Bytes::new(),
+                },
             };
             if record.header.kind == RecordKind::Pad {
                 parts.bytes += record.header.total_bytes();

@@ -1,9 +1,11 @@
 //! The segment log: records ([`farwrite_core::record`]) in files of about 256 MiB, append-only, immutable once
-//! closed. This is the truth of the vault; nothing here ever changes a byte before the last durable commit.
+//! closed but for the content of blocks that retention frees. This is the truth of the vault; nothing here ever changes a byte
+//! before the last durable commit to anything but a hole.
 
 mod batch;
 mod header;
 mod log;
+mod pruned;
 mod read;
 mod recover;
 mod scan;
@@ -11,6 +13,9 @@ mod scan;
 pub use batch::{BatchReader, BlockPlace, LoggedBatch};
 pub use header::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader};
 pub use log::{LogWriter, SEGMENT_BYTES};
+pub use pruned::{
+    DeadBlock, FREE_UNIT_BYTES, Freed, PrunedList, can_free, free_blocks, freeable, pruned_path,
+};
 pub use read::{BlockReader, SegmentFiles};
 pub use recover::Recovered;
 pub use scan::{Damage, Found, Scan};
@@ -140,6 +145,12 @@ pub enum LogError {
         seq: Option<BatchSeq>,
         /// What is wrong.
         what: String,
+    },
+    /// Content that retention has freed.
+    #[error("batch {seq}: this content is no longer kept, it has been pruned")]
+    Pruned {
+        /// Its batch.
+        seq: BatchSeq,
     },
     /// A segment of a later version.
     #[error("{path} was made by a newer Farwrite (segment format {version})")]

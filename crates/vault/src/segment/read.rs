@@ -1,6 +1,6 @@
 //! Reads single blocks by their place, always against their checksum, with a cache of decoded ones.
 
-use super::{LogError, Place, segment_path};
+use super::{LogError, Place, PrunedList, segment_path};
 use bytes::Bytes;
 use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{Record, RecordHeader, RecordKind};
@@ -30,7 +30,7 @@ impl SegmentFiles {
         }
     }
 
-    /// The block record at a place, checked. Damage is [`LogError::Damaged`].
+    /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
     pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
         let path = segment_path(&self.dir, place.segment);
         let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
@@ -58,7 +58,15 @@ impl SegmentFiles {
         let mut payload = vec![0; header.stored as usize];
         file.read_exact_at(&mut payload, place.offset + HEADER_BYTES as u64)
             .map_err(fail)?;
-        Record::from_parts(header, payload.into()).map_err(|e| damaged(e.to_string(), Some(header)))
+        Record::from_parts(header, payload.into()).map_err(|e| {
+            match PrunedList::load(&self.dir, place.segment) {
+                Ok(list) if list.contains(place.offset, &header) => {
+                    LogError::Pruned { seq: header.seq }
+                }
+                Ok(_) => damaged(e.to_string(), Some(header)),
+                Err(list) => list,
+            }
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 use super::scan::{Damage, Found, Scan};
 use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments, segment_path, sync_dir};
 use farwrite_core::op::Chain;
-use farwrite_core::{BatchSeq, Commit, Record, RecordKind, codec};
+use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, codec};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
@@ -114,7 +114,8 @@ impl Tail {
                     pending = Pending::new(Some(commit.chain));
                     tail.last = Some(commit);
                 }
-                Found::Record { record, .. } => pending.add(&record),
+                Found::Record { record, .. } => pending.add(&record.header),
+                Found::Pruned { header, .. } => pending.add(&header),
             }
         }
         Ok(tail)
@@ -128,11 +129,11 @@ impl Pending {
         }
     }
 
-    fn add(&mut self, record: &Record) {
-        if record.header.kind != RecordKind::Pad
+    fn add(&mut self, header: &RecordHeader) {
+        if header.kind != RecordKind::Pad
             && let Some(chain) = &mut self.chain
         {
-            chain.add(&record.header.hash);
+            chain.add(&header.hash);
         }
     }
 

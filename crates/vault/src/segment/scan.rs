@@ -1,7 +1,7 @@
 //! Reads a segment record by record and goes on behind damage: at the next 8-byte boundary that holds a valid
 //! record header. It never stops at the first bad byte and never allocates more than one record.
 
-use super::{LogError, Place, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path};
+use super::{LogError, Place, PrunedList, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path};
 use bytes::Bytes;
 use farwrite_core::record::{BadRecord, HEADER_BYTES};
 use farwrite_core::{BatchSeq, Record, RecordHeader};
@@ -37,6 +37,13 @@ pub enum Found {
         /// The record.
         record: Record,
     },
+    /// A block whose content retention has freed; its header is whole.
+    Pruned {
+        /// Where its header begins.
+        place: Place,
+        /// Its header.
+        header: RecordHeader,
+    },
     /// Damage.
     Damage(Damage),
 }
@@ -44,8 +51,10 @@ pub enum Found {
 /// A scan over one segment.
 pub struct Scan {
     file: File,
+    dir: PathBuf,
     path: PathBuf,
     segment: u64,
+    pruned: PrunedList,
     header: Result<SegmentHeader, LogError>,
     offset: u64,
     end: u64,
@@ -77,8 +86,10 @@ impl Scan {
         }
         Ok(Scan {
             file,
+            dir: dir.to_owned(),
             path,
             segment,
+            pruned: PrunedList::default(),
             header,
             offset: SEGMENT_HEADER_BYTES,
             end,
@@ -128,6 +139,10 @@ impl Scan {
                 self.offset += record.header.total_bytes();
                 Ok(Some(Found::Record { place, record }))
             }
+            Err((BadRecord::PayloadChecksum, Some(header))) if self.is_pruned(&header)? => {
+                self.offset += header.total_bytes();
+                Ok(Some(Found::Pruned { place, header }))
+            }
             Err((why, header)) => {
                 let next = self.resync(header)?;
                 let damage = Damage {
@@ -141,6 +156,14 @@ impl Scan {
                 Ok(Some(Found::Damage(damage)))
             }
         }
+    }
+
+    /// Is the record at the present offset in the segment's list? It is read anew for one that is not: it may have grown.
+    fn is_pruned(&mut self, header: &RecordHeader) -> Result<bool, LogError> {
+        if !self.pruned.contains(self.offset, header) {
+            self.pruned = PrunedList::load(&self.dir, self.segment)?;
+        }
+        Ok(self.pruned.contains(self.offset, header))
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), LogError> {

@@ -4,5 +4,6 @@ mod catalog;
 mod common;
 mod frozen;
 mod mirror;
+mod retention;
 mod segment_log;
 mod source;

@@ -14,6 +14,9 @@ pub struct Maker {
     pub chain: [u8; 32],
     pub epoch: Epoch,
     pub next_node: u64,
+    /// Between two batches.
+    pub step_ns: i64,
+    pub clean: bool,
 }
 
 impl Maker {
@@ -23,6 +26,8 @@ impl Maker {
             chain: [0; 32],
             epoch: Epoch([7; 16]),
             next_node: 2,
+            step_ns: 1_000_000,
+            clean: true,
         }
     }
 
@@ -40,14 +45,19 @@ impl Maker {
         records.push(codec::encode_commit(&Commit {
             seq: self.seq,
             epoch: self.epoch,
-            time: Timestamp::from_nanos(1_700_000_000_000_000_000 + self.seq.0 as i64 * 1_000_000),
-            clean: true,
+            time: self.time(self.seq),
+            clean: self.clean,
             ops: ops.len() as u64,
             blocks: blocks.len() as u64,
             next_node: NodeId(self.next_node),
             chain: self.chain,
         }));
         records
+    }
+
+    /// When a batch was committed.
+    pub fn time(&self, seq: BatchSeq) -> Timestamp {
+        Timestamp::from_nanos(1_700_000_000_000_000_000 + seq.0 as i64 * self.step_ns)
     }
 
     pub fn node(&mut self) -> NodeId {

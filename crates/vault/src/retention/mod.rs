@@ -1,0 +1,16 @@
+//! What of the past is kept and for how long. This is the only code that takes away what a user may want, so it is
+//! slow to do so: nothing goes unless a policy asks for it, what is to stay is on the disk before the first row or byte goes,
+//! and no content is freed that any kept moment still needs.
+
+mod kept;
+mod live;
+mod marks;
+mod plan;
+mod policy;
+mod prune;
+
+pub use kept::Kept;
+pub use marks::{MARK_NAME_BYTES, MARKS_MAX, MarkError, Marks, check_mark_name};
+pub use plan::{Plan, Planner};
+pub use policy::{BadPolicy, POLICY_FILE, Policy, Span};
+pub use prune::{PruneError, PruneOptions, PruneReport, Write, preview, prune};

@@ -1,0 +1,578 @@
+//! Pruning against the oracle: whatever the policy and wherever it is killed, every kept moment is what it was, every other one is
+//! refused by name, and log and catalog stay whole.
+
+use crate::catalog::{first_difference, tree_of};
+use crate::common::model::{Chaos, Tree};
+use crate::common::*;
+use farwrite_core::history::{Request, Response};
+use farwrite_core::{BatchSeq, BytePath, NodeId, SourceName, Timestamp};
+use farwrite_vault::catalog::{Catalog, Forget};
+use farwrite_vault::retention::*;
+use farwrite_vault::segment::*;
+use farwrite_vault::*;
+use rusqlite::Connection;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+const SEGMENT: u64 = 60_000;
+
+/// A source whose log is made of small segments.
+struct Site {
+    _dir: tempfile::TempDir,
+    vault: Vault,
+    name: SourceName,
+    chaos: Chaos,
+    trees: Vec<Tree>,
+    now: Timestamp,
+}
+
+impl Site {
+    fn new(seed: u64, step_minutes: i64) -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::init(dir.path(), true, Timestamp::default()).unwrap();
+        let name = SourceName::new("web1").unwrap();
+        let info = SourceInfo {
+            name: name.clone(),
+            fingerprint: "abc".into(),
+            created: Timestamp::default(),
+        };
+        vault.save_source(&info).unwrap();
+        std::fs::create_dir(vault.source_dir(&name).join("log")).unwrap();
+        let mut chaos = Chaos::new(seed);
+        chaos.maker.step_ns = step_minutes * 60 * 1_000_000_000;
+        Site {
+            _dir: dir,
+            vault,
+            name,
+            chaos,
+            trees: vec![Tree::new()],
+            now: Timestamp::default(),
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.vault.source_dir(&self.name)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir().join("log")
+    }
+
+    fn last(&self) -> BatchSeq {
+        self.chaos.maker.seq
+    }
+
+    /// Appends random batches and applies them.
+    fn grow(&mut self, count: u64) {
+        let known = BatchSeq(0);
+        let (mut log, recovered) = LogWriter::open_sized(&self.log(), known, SEGMENT).unwrap();
+        assert_eq!(recovered.dropped_bytes, 0);
+        assert_eq!(recovered.damage, []);
+        for _ in 0..count {
+            self.chaos.maker.clean = self.chaos.rng.next(3) > 0;
+            for r in self.chaos.batch() {
+                log.append(&r).unwrap();
+            }
+            self.trees.push(self.chaos.model.tree());
+        }
+        log.sync().unwrap();
+        let mut catalog = Catalog::open(&self.dir().join("catalog.db"), log.last_commit()).unwrap();
+        catalog.replay(&self.log(), log.committed_end()).unwrap();
+        self.now = self.chaos.maker.time(self.last());
+    }
+
+    fn catalog(&self) -> Catalog {
+        let (log, _) = LogWriter::open_sized(&self.log(), BatchSeq(0), SEGMENT).unwrap();
+        let mut catalog = Catalog::open(&self.dir().join("catalog.db"), log.last_commit()).unwrap();
+        catalog.replay(&self.log(), log.committed_end()).unwrap();
+        catalog
+    }
+
+    fn options(&self, policy: Option<Policy>) -> PruneOptions {
+        let now = self.now;
+        PruneOptions { policy, now }
+    }
+
+    /// Prunes, and is stopped (`true`) or killed at the step with that number.
+    fn prune(&self, policy: Option<Policy>, end: Option<(u64, bool)>) -> Option<PruneReport> {
+        let mut catalog = self.catalog();
+        let steps = Cell::new(0);
+        let over = |stop: bool| {
+            steps.set(steps.get() + 1);
+            end.is_some_and(|(at, how)| how == stop && steps.get() > at)
+        };
+        let mut write = |what: Forget| {
+            if over(false) {
+                return Err("killed".to_string());
+            }
+            catalog.forget(&what).map_err(|e| e.to_string())
+        };
+        let options = self.options(policy);
+        match prune(&self.vault, &self.name, &options, &mut write, &|| {
+            !over(true)
+        }) {
+            Ok(report) => Some(report),
+            Err(PruneError::Writer(_)) => None,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::load(&self.dir()).unwrap()
+    }
+
+    /// Every kept moment is what it was, every other one is refused, and times lead to kept ones.
+    fn check(&self, what: &str) {
+        let (kept, catalog) = (self.kept(), self.catalog());
+        let history = History::open(&self.dir()).unwrap();
+        let mut blocks = BlockReader::new(&self.log());
+        for (at, tree) in self.trees.iter().enumerate() {
+            let seq = BatchSeq(at as u64);
+            let answer = history.answer(&Request::Stat {
+                path: BytePath::root(),
+                at: seq,
+            });
+            if kept.contains(seq) {
+                assert!(
+                    matches!(answer, Response::Stat(Some(_))),
+                    "{what}: {answer:?}"
+                );
+                let found = tree_of(catalog.view(seq), &mut blocks);
+                assert_eq!(first_difference(&found, tree), None, "{what}, batch {at}");
+            } else {
+                assert!(matches!(&answer, Response::Error(e) if e.contains("no longer kept")));
+            }
+            let resolved = history.answer(&Request::Resolve(self.chaos.maker.time(seq)));
+            let Response::Moment(resolved) = resolved else {
+                panic!("{resolved:?}")
+            };
+            let wanted = kept.at_or_before(seq).filter(|s| s.0 > 0);
+            assert_eq!(resolved.map(|m| m.seq), wanted, "{what}");
+        }
+        let report = verify_source(&self.dir(), &mut |_| ()).unwrap();
+        assert!(report.is_clean(), "{what}: {:?}", report.findings);
+        assert_eq!(report.batches, self.last().0);
+    }
+
+    /// The past tables, row by row.
+    fn rows(&self) -> Vec<String> {
+        let conn = Connection::open(self.dir().join("catalog.db")).unwrap();
+        let mut out = Vec::new();
+        for table in [
+            "names_old",
+            "attrs_old",
+            "extents_old",
+            "blocks",
+            "names",
+            "extents",
+        ] {
+            let mut sql = conn.prepare(&format!("SELECT * FROM {table}")).unwrap();
+            let columns = sql.column_count();
+            let mut rows = sql.query([]).unwrap();
+            while let Some(r) = rows.next().unwrap() {
+                let row: Vec<_> = (0..columns).map(|i| r.get_ref(i).unwrap()).collect();
+                out.push(format!("{table} {row:?}"));
+            }
+        }
+        out
+    }
+}
+
+fn policy(text: &str) -> Policy {
+    Policy::parse(text).unwrap()
+}
+
+fn random_policy(rng: &mut Rng) -> Policy {
+    let mut hours = |max| Some(Span::Seconds(3600 * (1 + rng.next(max))));
+    Policy {
+        keep_all: hours(30),
+        hourly: hours(60),
+        daily: hours(400),
+        weekly: None,
+        monthly: Some(Span::Forever),
+    }
+}
+
+/// Bytes that a directory's files take on the disk.
+fn on_disk(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().blocks() * 512)
+        .sum()
+}
+
+#[test]
+fn kept_moments_stay_whole_wherever_a_prune_is_stopped_or_killed() {
+    let mut freed = 0;
+    for seed in 0..12 {
+        let mut rng = Rng(seed + 1000);
+        let mut site = Site::new(seed, [20, 90, 400][rng.next(3) as usize]);
+        let policy = random_policy(&mut rng);
+        for round in 0..3 {
+            site.grow(50);
+            let what = format!("seed {seed}, round {round}, {policy:?}");
+            if rng.next(2) == 0 {
+                let at = site.chaos.maker.time(BatchSeq(1 + rng.next(site.last().0)));
+                let name = format!("mark{round}");
+                // All of that time may be gone already.
+                match Marks::set(&site.dir(), &name, Some(at), "vault", site.now) {
+                    Ok(_) | Err(MarkError::NoMoment) => {}
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            let said = preview(&site.vault, &site.name, &site.options(Some(policy))).unwrap();
+            let (mut bytes, mut counted, mut dropped) = (0, true, 0);
+            for _ in 0..rng.next(4) {
+                let stop = rng.next(2) == 0;
+                let at = rng.next(14);
+                let done = site.prune(Some(policy), Some((at, stop)));
+                counted &= done.is_some();
+                let done = done.unwrap_or_default();
+                bytes += done.bytes_freed;
+                dropped += done.moments_dropped;
+                site.check(&format!("{what}, ended at {at}, stopped {stop}"));
+                tear_lists(&site.log(), &mut rng);
+            }
+            let done = site.prune(Some(policy), None).unwrap();
+            site.check(&what);
+            assert!(!done.stopped);
+            freed += done.bytes_freed;
+            if counted {
+                assert_eq!(bytes + done.bytes_freed, said.bytes_freed, "{what}");
+                assert_eq!(
+                    dropped + done.moments_dropped,
+                    said.moments_dropped,
+                    "{what}"
+                );
+            }
+            assert_eq!(done.moments_kept, said.moments_kept, "{what}");
+            // Once more: nothing left to do.
+            let again = preview(&site.vault, &site.name, &site.options(Some(policy))).unwrap();
+            assert_eq!((again.moments_dropped, again.bytes_freed), (0, 0), "{what}");
+            for mark in Marks::load(&site.dir()).unwrap().list {
+                assert!(site.kept().contains(mark.moment.seq), "{what}: {mark:?}");
+            }
+        }
+        // The catalog is lost: made anew from the pruned log it is the same.
+        let before = site.rows();
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(site.dir().join(format!("catalog.db{suffix}")));
+        }
+        site.check("a new catalog, not thinned yet");
+        assert!(!site.prune(None, None).unwrap().stopped);
+        assert_eq!(site.rows(), before, "seed {seed}");
+        site.check("a new catalog");
+    }
+    assert!(freed > 0);
+}
+
+/// As if the machine had stopped while the next entries were written: nothing was freed for those.
+fn tear_lists(log: &Path, rng: &mut Rng) {
+    for segment in list_segments(log).unwrap() {
+        let path = pruned_path(log, segment);
+        if path.exists() && rng.next(2) == 0 {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let torn = rng.next(70) as usize;
+            bytes.extend(rng.bytes(torn));
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+/// One file of 300 KiB that is written anew in each batch.
+fn rewritten(site: &mut Site, batches: u64) {
+    let (mut log, _) = LogWriter::open_sized(&site.log(), BatchSeq(0), SEGMENT).unwrap();
+    for i in 0..batches {
+        let mut ops = vec![write(NodeId(2), 0, 0, 0, 300 << 10)];
+        if site.last().0 == 0 {
+            ops.insert(0, link(NodeId::ROOT, "f", NodeId(2)));
+            ops.insert(0, set(NodeId(2), file_meta(300 << 10, 1)));
+        }
+        let block = Rng(i + 7).bytes(300 << 10);
+        site.chaos.model.apply(&ops, std::slice::from_ref(&block));
+        for r in site.chaos.maker.batch(&ops, &[block]) {
+            log.append(&r).unwrap();
+        }
+        site.trees.push(site.chaos.model.tree());
+    }
+    log.sync().unwrap();
+    drop(log);
+    site.catalog();
+    site.now = site.chaos.maker.time(site.last());
+}
+
+#[test]
+fn what_is_freed_is_what_was_said_and_what_the_disk_has_back() {
+    let mut site = Site::new(1, 60);
+    rewritten(&mut site, 40);
+    let before = on_disk(&site.log());
+    let policy = policy("keep_all = \"5h\"\ndaily = \"1y\"");
+    let said = preview(&site.vault, &site.name, &site.options(Some(policy))).unwrap();
+    assert_eq!(on_disk(&site.log()), before, "a preview changes nothing");
+    assert_eq!(site.kept(), Kept::default());
+    let done = site.prune(Some(policy), None).unwrap();
+    assert_eq!(done, said);
+    // 40 hours, three days begun: 6 moments in the window, and two days before that of today.
+    assert_eq!((done.moments_kept, done.moments_dropped), (8, 32));
+    assert_eq!(done.bytes_freed, 32 * (300 << 10));
+    let lists: u64 = 40 * 4096;
+    let after = on_disk(&site.log());
+    assert!(
+        before - after + lists >= done.bytes_freed,
+        "{before} {after}"
+    );
+    site.check("pruned");
+    let report = verify_source(&site.dir(), &mut |_| ()).unwrap();
+    assert_eq!(report.pruned, 32);
+    let toml = std::fs::read_to_string(site.vault.dir().join("vault.toml")).unwrap();
+    assert!(
+        toml.contains("format = 2"),
+        "older programs must keep away: {toml}"
+    );
+    assert!(Vault::open(site.vault.dir()).is_ok());
+}
+
+#[test]
+fn pruned_is_never_taken_for_damaged_nor_damage_for_pruned() {
+    let mut site = Site::new(1, 60);
+    rewritten(&mut site, 30);
+    site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
+    // The end of the log is lost with the catalog: recovery meets segments that were pruned, and cuts nothing off.
+    let work = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(site.log()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, work.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let segments = list_segments(work.path()).unwrap();
+    for &s in &segments[10..] {
+        std::fs::remove_file(segment_path(work.path(), s)).unwrap();
+    }
+    assert!(
+        !PrunedList::load(work.path(), segments[9])
+            .unwrap()
+            .is_empty()
+    );
+    let (log, recovered) = LogWriter::open_sized(work.path(), BatchSeq(0), SEGMENT).unwrap();
+    assert_eq!((recovered.dropped_bytes, recovered.set_aside.len()), (0, 0));
+    assert_eq!(log.last_commit().unwrap().seq, BatchSeq(10));
+
+    // Without its list, a freed block is damage; and a kept one that is zeroed is damage whatever the lists say.
+    let list = pruned_path(&site.log(), segments[0]);
+    let aside = list.with_extension("aside");
+    std::fs::rename(&list, &aside).unwrap();
+    let report = verify_source(&site.dir(), &mut |_| ()).unwrap();
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    std::fs::rename(&aside, &list).unwrap();
+    let last = segment_path(&site.log(), *segments.last().unwrap());
+    let mut bytes = std::fs::read(&last).unwrap();
+    bytes[9000..20_000].fill(0);
+    std::fs::write(&last, bytes).unwrap();
+    let report = verify_source(&site.dir(), &mut |_| ()).unwrap();
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+}
+
+#[test]
+fn nothing_is_pruned_on_doubt() {
+    let mut site = Site::new(3, 60);
+    site.grow(60);
+    let policy = policy("keep_all = \"5h\"");
+    let files = || {
+        let mut all: Vec<_> = list_segments(&site.log()).unwrap();
+        all.retain(|s| pruned_path(&site.log(), *s).exists());
+        all
+    };
+    let try_it = || {
+        let mut write = |_| -> Result<(), String> { panic!("nothing may be written") };
+        prune(
+            &site.vault,
+            &site.name,
+            &site.options(Some(policy)),
+            &mut write,
+            &|| true,
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    let db = site.dir().join("catalog.db");
+    let conn = Connection::open(&db).unwrap();
+    conn.execute("UPDATE batches SET damage='x' WHERE seq=4", [])
+        .unwrap();
+    assert!(try_it().contains("1 batches are damaged"));
+    conn.execute("UPDATE batches SET damage=NULL", []).unwrap();
+    conn.execute("DELETE FROM batches WHERE seq=9", []).unwrap();
+    assert!(try_it().contains("missing"));
+    drop(conn);
+    std::fs::write(site.dir().join("marks.toml"), "no toml").unwrap();
+    assert!(preview(&site.vault, &site.name, &site.options(Some(policy))).is_err());
+    std::fs::remove_file(site.dir().join("marks.toml")).unwrap();
+    for p in Kept::paths(&site.dir()) {
+        std::fs::write(p, "damaged").unwrap();
+    }
+    try_it();
+    let answer = History::open(&site.dir())
+        .unwrap()
+        .answer(&Request::Moments);
+    assert!(matches!(answer, Response::Error(_)), "{answer:?}");
+    assert_eq!(files(), Vec::<u64>::new());
+}
+
+#[test]
+fn a_source_that_is_open_is_pruned_on_request_and_by_its_policy() {
+    let mut site = Site::new(1, 60);
+    rewritten(&mut site, 30);
+    let options = Options {
+        mirror: true,
+        events: std::sync::Arc::new(|_| ()),
+    };
+    let source = SourceVault::open(&site.vault, &site.name, options.clone()).unwrap();
+    let request = PruneRequest::send(&site.dir(), Some(&policy("keep_all = \"20h\""))).unwrap();
+    let answer = wait_for(|| request.answer(&site.dir()));
+    assert_eq!(answer.error, None);
+    assert_eq!(answer.report.moments_kept, 21);
+    // More comes in, and the mirror follows as ever.
+    let mut ops = vec![
+        set(NodeId(50), file_meta(3, 1)),
+        link(NodeId::ROOT, "g", NodeId(50)),
+    ];
+    ops.push(write(NodeId(50), 0, 0, 0, 3));
+    site.chaos.model.apply(&ops, &[b"abc".to_vec()]);
+    for r in site.chaos.maker.batch(&ops, &[b"abc".to_vec()]) {
+        source.submit(r).unwrap();
+    }
+    site.trees.push(site.chaos.model.tree());
+    source.close().unwrap();
+    crate::mirror::assert_same(
+        &site.dir().join("mirror"),
+        site.trees.last().unwrap(),
+        "mirror",
+    );
+    site.check("by request");
+
+    // By the policy in its file, the next day.
+    let mut last = LastPrune::load(&site.dir()).unwrap();
+    last.time.sec -= 2 * 86_400;
+    farwrite_vault::vault::save_toml(&site.dir().join("prune.toml"), &last).unwrap();
+    policy("keep_all = \"5h\"").save(&site.dir()).unwrap();
+    let source = SourceVault::open(&site.vault, &site.name, options.clone()).unwrap();
+    let last = wait_for(|| LastPrune::load(&site.dir()).filter(|l| l.report.moments_kept == 6));
+    assert_eq!(last.report.bytes_freed, 16 * (300 << 10), "{last:?}");
+    source.close().unwrap();
+    site.check("by policy");
+
+    // Catalog and mirror are lost: both are made anew from the pruned log, and the catalog is thinned at once.
+    let rows = site.rows();
+    for file in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+        let _ = std::fs::remove_file(site.dir().join(file));
+    }
+    std::fs::remove_dir_all(site.dir().join("mirror")).unwrap();
+    let source = SourceVault::open(&site.vault, &site.name, options).unwrap();
+    wait_for(|| (site.rows() == rows).then_some(()));
+    assert_eq!(source.mirror_stats().damaged, 0);
+    source.close().unwrap();
+    crate::mirror::assert_same(
+        &site.dir().join("mirror"),
+        site.trees.last().unwrap(),
+        "mirror",
+    );
+}
+
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(60),
+            "never came"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_reader_under_way_gets_the_right_bytes_or_is_told() {
+    let mut site = Site::new(1, 60);
+    rewritten(&mut site, 30);
+    let history = History::open(&site.dir()).unwrap();
+    let ask = |r: Request| history.answer(&r);
+    let at = BatchSeq(3);
+    let Response::Extents { extents, .. } = ask(Request::Extents {
+        node: NodeId(2),
+        at,
+        from: 0,
+    }) else {
+        panic!("no extents")
+    };
+    site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
+    let Response::Blocks(blocks) = ask(Request::Blocks(vec![extents[0].block])) else {
+        panic!("no blocks")
+    };
+    let told = blocks[0].record.as_ref().unwrap_err();
+    assert!(told.contains("pruned"), "{told}");
+    // A place that was looked up before, read afterwards.
+    let mut files = SegmentFiles::new(&site.log());
+    let mut scan = Scan::open(&site.log(), 1).unwrap().skip_block_payloads();
+    let block = std::iter::from_fn(|| scan.next_found().unwrap()).find_map(|f| match f {
+        Found::Record { place, record } if record.header.raw == 300 << 10 => Some(place),
+        _ => None,
+    });
+    let told = files.read_block(block.unwrap()).unwrap_err();
+    assert!(matches!(told, LogError::Pruned { .. }), "{told}");
+    let versions = ask(Request::Versions {
+        path: BytePath::new("/f").unwrap(),
+        limit: 99,
+    });
+    let Response::Versions(versions) = versions else {
+        panic!("{versions:?}")
+    };
+    let kept = site.kept();
+    assert_eq!(versions.len() as u64, 6);
+    assert!(versions.iter().all(|v| kept.contains(v.moment.seq)));
+    match ask(Request::Moments) {
+        Response::Moments(Some((first, last))) => {
+            assert_eq!((first.seq, last.seq), (BatchSeq(25), BatchSeq(30)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn marks_keep_their_moments_and_a_name_is_given_once() {
+    let mut site = Site::new(1, 60);
+    rewritten(&mut site, 30);
+    let time = |n| site.chaos.maker.time(BatchSeq(n));
+    let dir = site.dir();
+    let set = |name: &str, at: Option<u64>| Marks::set(&dir, name, at.map(time), "vault", time(30));
+    assert_eq!(set("early", Some(4)).unwrap().moment.seq, BatchSeq(4));
+    assert_eq!(set("now", None).unwrap().moment.seq, BatchSeq(30));
+    assert!(matches!(set("early", Some(9)), Err(MarkError::Exists(_))));
+    let long = "x".repeat(65);
+    for bad in ["", "a/b", "ü", "a b", &long] {
+        assert!(matches!(set(bad, None), Err(MarkError::Name(_))), "{bad:?}");
+    }
+    site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
+    assert_eq!(site.kept().before, [BatchSeq(4)]);
+    site.check("marked");
+    // Between kept moments: the one before, and the mark says so.
+    assert_eq!(set("later", Some(20)).unwrap().moment.seq, BatchSeq(4));
+    assert!(matches!(set("none", Some(2)), Err(MarkError::NoMoment)));
+    Marks::remove(&dir, "early").unwrap();
+    assert!(matches!(
+        Marks::remove(&dir, "early"),
+        Err(MarkError::Missing(_))
+    ));
+    site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
+    assert_eq!(site.kept().before, [BatchSeq(4)], "another mark holds it");
+    Marks::remove(&dir, "later").unwrap();
+    site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
+    assert_eq!(site.kept().before, []);
+    site.check("unmarked");
+    for i in 0..600 {
+        let done = Marks::set(&dir, &format!("m{i}"), None, "source", time(30));
+        assert_eq!(done.is_ok(), i < 500, "{i}");
+    }
+    set("the vault still may", None).unwrap_err();
+    set("the-vault-still-may", None).unwrap();
+}
