@@ -74,6 +74,11 @@ enum Command {
         after_help = "Examples:\n  farwrite ls /srv/data\n  farwrite ls /srv/data --at \"10 minutes ago\"\n  farwrite ls --at \"yesterday 14:00\""
     )]
     Ls(LsArgs),
+    /// Give a moment a name, so that it is kept; without a name: list the marks
+    #[command(
+        after_help = "Examples:\n  farwrite flush && farwrite mark before-upgrade\n  farwrite mark good --at \"yesterday 14:00\"\n  farwrite restore /etc --at mark:before-upgrade --to /tmp/back"
+    )]
+    Mark(MarkArgs),
     /// What changed between two moments
     #[command(
         after_help = "Examples:\n  farwrite diff /srv/data --from \"1 hour ago\"\n  farwrite diff --from 2026-05-01T12:00:00Z --to yesterday"
@@ -191,6 +196,70 @@ pub enum VaultCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Take away what is older than the policy keeps, and free its space; also while the vault is served
+    #[command(
+        after_help = "Examples:\n  farwrite vault prune /srv/vault --dry-run\n  farwrite vault prune /srv/vault --source web1 --keep-all 30d --daily 1y --dry-run"
+    )]
+    Prune {
+        /// The vault
+        vault_dir: PathBuf,
+        /// Only this source
+        #[arg(long, value_name = "SOURCE")]
+        source: Option<SourceName>,
+        /// Only say what would be taken away
+        #[arg(long)]
+        dry_run: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Show or set how long history is kept; a vault that is served prunes once a day
+    #[command(
+        after_help = "Examples:\n  farwrite vault retention /srv/vault --keep-all 30d --hourly 90d --daily 1y --monthly forever\n  farwrite vault retention /srv/vault --source web1 --keep-all 7d\n  farwrite vault retention /srv/vault --keep-all none --hourly none --daily none --monthly none"
+    )]
+    Retention {
+        /// The vault
+        vault_dir: PathBuf,
+        /// Of this source, instead of the vault's own
+        #[arg(long, value_name = "SOURCE")]
+        source: Option<SourceName>,
+        /// Remove what is set, so that the source has the vault's (the vault: keep everything)
+        #[arg(long)]
+        inherit: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Give a moment a name, so that it is kept; without a name: list the marks
+    #[command(
+        after_help = "Examples:\n  farwrite vault mark /srv/vault web1\n  farwrite vault mark /srv/vault web1 before-upgrade --at \"yesterday 14:00\"\n  farwrite vault mark /srv/vault web1 before-upgrade --remove"
+    )]
+    Mark {
+        /// The vault
+        vault_dir: PathBuf,
+        /// The source
+        source: SourceName,
+        /// The mark
+        name: Option<String>,
+        /// When: RFC 3339, "10 minutes ago", "yesterday 14:00" [default: the last moment]
+        #[arg(
+            long,
+            value_name = "TIME",
+            conflicts_with = "remove",
+            requires = "name"
+        )]
+        at: Option<String>,
+        /// Take the mark away
+        #[arg(long, requires = "name")]
+        remove: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve one source on standard input and output; started by the source through ssh
     #[command(
         after_help = "Not to be typed by hand: `farwrite source add DIR --to ssh://USER@HOST/VAULT_DIR` makes a source run it."
@@ -212,6 +281,55 @@ pub enum AlertCommand {
         after_help = "Examples:\n  farwrite alert test\n\nCommand, webhook and mail are set in config.toml in the state directory, or on the GUI's page Settings"
     )]
     Test,
+}
+
+/// How long history is kept. Times: 12h, 30d, 8w, 12mo, 2y, forever; `none` takes one away.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Keep every change for this long; at least 1h
+    #[arg(long, value_name = "TIME")]
+    pub keep_all: Option<String>,
+    /// Behind that, keep one moment of each hour for this long
+    #[arg(long, value_name = "TIME")]
+    pub hourly: Option<String>,
+    /// One of each day
+    #[arg(long, value_name = "TIME")]
+    pub daily: Option<String>,
+    /// One of each week
+    #[arg(long, value_name = "TIME")]
+    pub weekly: Option<String>,
+    /// One of each month
+    #[arg(long, value_name = "TIME")]
+    pub monthly: Option<String>,
+}
+
+impl PolicyArgs {
+    /// Is anything given?
+    pub fn is_any(&self) -> bool {
+        let all = [
+            &self.keep_all,
+            &self.hourly,
+            &self.daily,
+            &self.weekly,
+            &self.monthly,
+        ];
+        all.iter().any(|a| a.is_some())
+    }
+}
+
+/// `farwrite mark`.
+#[derive(Debug, Args)]
+pub struct MarkArgs {
+    /// The mark: letters, digits, '.', '_', '-'
+    pub name: Option<String>,
+    /// When: RFC 3339, "10 minutes ago", "yesterday 14:00" [default: the last moment in the vault]
+    #[arg(long, value_name = "TIME", requires = "name")]
+    pub at: Option<String>,
+    #[command(flatten)]
+    pub from: HistoryFrom,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `farwrite source ...`.
@@ -328,7 +446,7 @@ pub struct VersionsArgs {
 pub struct LsArgs {
     /// A directory or file [default: the protected directories]
     pub path: Option<PathBuf>,
-    /// When: RFC 3339, "10 minutes ago", "yesterday 14:00" [default: now]
+    /// When: RFC 3339, "10 minutes ago", "yesterday 14:00", mark:NAME [default: now]
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
     #[command(flatten)]
@@ -362,7 +480,7 @@ pub struct RestoreArgs {
     /// What to bring back: paths as they were on the source
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
-    /// From when: RFC 3339, "10 minutes ago", "yesterday 14:00" [default: now]
+    /// From when: RFC 3339, "10 minutes ago", "yesterday 14:00", mark:NAME [default: now]
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
     /// Into this directory; made if it does not exist
@@ -408,6 +526,7 @@ impl Cli {
             Command::Interval(args) => crate::control::interval(&state?, args.interval),
             Command::Versions(args) => history::versions(&state?, &args),
             Command::Ls(args) => history::ls(&state?, &args),
+            Command::Mark(args) => history::mark(&state?, &args),
             Command::Diff(args) => history::diff(&state?, &args),
             Command::Restore(args) => history::restore(&state?, &args),
             Command::Doctor(args) => doctor::run(&state?, &args),

@@ -176,7 +176,7 @@ fn ls_shows_a_moment_and_escapes_names() {
     assert_eq!(doc["moment"]["batch"], 4);
     let early = bad(p.local(&["ls", "--at", "2026-05-01 11:59"]));
     assert!(
-        early.contains("before the first backup, which is of 2026-05-01 12:00:00"),
+        early.contains("before the oldest moment that is kept, which is of 2026-05-01 12:00:00"),
         "{early}"
     );
     assert!(bad(p.local(&["ls", "--at", "soon"])).contains("yesterday 14:00"));
@@ -369,7 +369,7 @@ fn over_the_network_it_is_the_same() {
         &["diff", "/data", "--from", "2026-05-01", "--json"],
     ] {
         if args[0] == "diff" {
-            assert!(bad(net(args)).contains("before the first backup"));
+            assert!(bad(net(args)).contains("before the oldest moment that is kept"));
         } else {
             assert_eq!(json(net(args)), json(p.local(args)), "{args:?}");
         }

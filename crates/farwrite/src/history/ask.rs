@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::state::State;
 use crate::vault;
 use anyhow::{Context, bail};
-use farwrite_core::history::{Entry, Moment, Request, Response, Version};
+use farwrite_core::history::{Entry, Mark, Moment, Request, Response, Version};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, limits};
 use farwrite_transfer::net::HistoryClient;
 use farwrite_vault::History;
@@ -110,16 +110,49 @@ impl Ask {
 
     /// The moment of a time as a person wrote it; the last one without a time.
     pub(super) fn moment(&self, at: Option<&str>) -> anyhow::Result<Moment> {
+        if let Some(name) = at.and_then(mark_name) {
+            return self.marked(name);
+        }
         let time = at.map(when::parse_now).transpose()?;
         let (first, last) = self.moments()?;
         let Some(time) = time else { return Ok(last) };
         match self.ask(Request::Resolve(time))? {
             Response::Moment(Some(m)) => Ok(m),
             Response::Moment(None) => bail!(
-                "{} is before the first backup, which is of {}",
+                "{} is before the oldest moment that is kept, which is of {}",
                 show::time(time),
                 show::time(first.time)
             ),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// All marks.
+    pub(super) fn marks(&self) -> anyhow::Result<Vec<Mark>> {
+        match self.ask(Request::Marks)? {
+            Response::Marks(list) => Ok(list),
+            _ => Err(nonsense()),
+        }
+    }
+
+    fn marked(&self, name: &str) -> anyhow::Result<Moment> {
+        let marks = self.marks()?;
+        match marks.iter().find(|m| m.name == name) {
+            Some(mark) => Ok(mark.moment),
+            None if marks.is_empty() => bail!("there is no mark {name}: nothing is marked"),
+            None => {
+                let names: Vec<&str> = marks.iter().map(|m| m.name.as_str()).collect();
+                bail!("there is no mark {name} (there are {})", names.join(", "))
+            }
+        }
+    }
+
+    /// Marks the last kept moment at or before a time.
+    pub(super) fn set_mark(&self, name: &str, at: Option<&str>) -> anyhow::Result<Moment> {
+        let at = at.map(when::parse_now).transpose()?;
+        let name = name.to_owned();
+        match self.ask(Request::SetMark { name, at })? {
+            Response::Moment(Some(moment)) => Ok(moment),
             _ => Err(nonsense()),
         }
     }
@@ -193,6 +226,11 @@ impl Ask {
             _ => Err(nonsense()),
         }
     }
+}
+
+/// The name in `mark:NAME`.
+pub(super) fn mark_name(at: &str) -> Option<&str> {
+    at.trim().strip_prefix("mark:")
 }
 
 fn nonsense() -> anyhow::Error {

@@ -5,6 +5,7 @@ mod ask;
 mod diff;
 mod jobs;
 mod ls;
+mod mark;
 mod past;
 mod place;
 mod restore;
@@ -12,7 +13,7 @@ mod show;
 mod versions;
 mod when;
 
-use crate::cli::{DiffArgs, LsArgs, RestoreArgs, VersionsArgs};
+use crate::cli::{DiffArgs, LsArgs, MarkArgs, RestoreArgs, VersionsArgs};
 use crate::state::State;
 pub use past::Past;
 
@@ -24,6 +25,21 @@ pub fn versions(state: &State, args: &VersionsArgs) -> anyhow::Result<()> {
 /// `farwrite ls`.
 pub fn ls(state: &State, args: &LsArgs) -> anyhow::Result<()> {
     ls::run(state, args)
+}
+
+/// `farwrite mark`.
+pub fn mark(state: &State, args: &MarkArgs) -> anyhow::Result<()> {
+    mark::run(state, args)
+}
+
+/// A time as a person wrote it.
+pub fn parse_time(text: &str) -> anyhow::Result<farwrite_core::Timestamp> {
+    when::parse_now(text)
+}
+
+/// A moment in words.
+pub fn show_moment(moment: &farwrite_core::history::Moment) -> String {
+    show::moment(moment)
 }
 
 /// `farwrite diff`.

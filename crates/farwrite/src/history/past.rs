@@ -295,7 +295,7 @@ fn unexpected(response: Response) -> Trouble {
 /// The moment of a time as a person wrote it.
 pub(super) fn at(ask: &Ask, text: Option<&str>) -> Told<Moment> {
     let text = text.filter(|t| !t.trim().is_empty());
-    if let Some(t) = text {
+    if let Some(t) = text.filter(|t| super::ask::mark_name(t).is_none()) {
         when::parse_now(t).map_err(|e| Fault::field("at", e.to_string()))?;
     }
     match ask.moment(text) {

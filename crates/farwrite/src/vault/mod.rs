@@ -9,6 +9,8 @@ mod destination;
 mod failure;
 mod init;
 mod invite;
+mod mark;
+mod prune;
 mod presence;
 mod serve;
 mod space;
@@ -17,6 +19,7 @@ mod verified;
 mod verify;
 
 pub(crate) use init::{create, open};
+pub(crate) use mark::{list as list_marks, to_json as mark_json};
 pub(crate) use serve::serve;
 
 use crate::cli::VaultCommand;
@@ -47,6 +50,41 @@ pub fn run(command: VaultCommand) -> anyhow::Result<()> {
             name,
             json,
         } => verify::run(&vault_dir, name.as_ref(), json),
+        VaultCommand::Prune {
+            vault_dir,
+            source,
+            dry_run,
+            json,
+            policy,
+        } => prune::run(&prune::Wanted {
+            vault_dir: &vault_dir,
+            only: source.as_ref(),
+            policy: &policy,
+            dry_run,
+            json,
+        }),
+        VaultCommand::Retention {
+            vault_dir,
+            source,
+            inherit,
+            json,
+            policy,
+        } => prune::retention(&vault_dir, source.as_ref(), &policy, inherit, json),
+        VaultCommand::Mark {
+            vault_dir,
+            source,
+            name,
+            at,
+            remove,
+            json,
+        } => mark::run(
+            &vault_dir,
+            &source,
+            name.as_deref(),
+            at.as_deref(),
+            remove,
+            json,
+        ),
         VaultCommand::Stdio { vault_dir, name } => serve::stdio(&vault_dir, name),
     }
 }
