@@ -1,6 +1,7 @@
 //! Retention through the real binary: policies, a preview that keeps its word, a vault that is pruned while it is open, marks, and
 //! rsync as the judge of what is left.
 
+#[expect(dead_code, reason = "the sample history is for other tests")]
 mod maker;
 
 use farwrite_core::{Kind, SourceName, Timestamp};
