@@ -110,6 +110,19 @@ impl Catalog {
     /// Applies batches in one transaction; those already applied are skipped. Stops at the first that breaks a
     /// rule ([`Applied::violation`]). Batches with damage are applied as far as they go.
     pub fn apply(&mut self, batches: &[LoggedBatch]) -> Result<Applied, CatalogError> {
+        let mut out = self.apply_all(batches)?;
+        if let Some(v) = out.violation.take() {
+            // Nothing of the transaction stood. No savepoint for each batch: with one, SQLite keeps a journal of the whole
+            // transaction in memory and walks through it at the end of every statement.
+            let before = batches.partition_point(|b| b.commit.seq < v.seq);
+            out = self.apply_all(&batches[..before])?;
+            out.violation = Some(v);
+        }
+        Ok(out)
+    }
+
+    /// Applies batches, or none of them if one breaks a rule.
+    fn apply_all(&mut self, batches: &[LoggedBatch]) -> Result<Applied, CatalogError> {
         let path = self.path.clone();
         let fail = |source| CatalogError::Sqlite {
             path: path.clone(),
@@ -118,29 +131,30 @@ impl Catalog {
         let mut out = Applied::default();
         let (mut applied, mut next_block, mut lenient) =
             (self.applied, self.next_block, self.lenient);
-        let mut tx = self.conn.transaction().map_err(fail)?;
+        let tx = self.conn.transaction().map_err(fail)?;
         let mut versions = 0;
         for batch in batches.iter().filter(|b| b.commit.seq > self.applied) {
             lenient |= !batch.damage.is_empty();
-            let savepoint = tx.savepoint().map_err(fail)?;
-            let mut work = Work::new(&savepoint, batch, next_block, lenient);
+            let mut work = Work::new(&tx, batch, next_block, lenient);
             match work.run() {
                 Ok(()) => {}
                 Err(Stop::Sqlite(e)) => return Err(fail(e)),
                 Err(Stop::Rule(rule)) => {
-                    out.violation = Some(Violation {
+                    let violation = Violation {
                         seq: batch.commit.seq,
                         op: work.op,
                         rule,
+                    };
+                    drop(work);
+                    tx.rollback().map_err(fail)?;
+                    return Ok(Applied {
+                        violation: Some(violation),
+                        ..Applied::default()
                     });
-                    // Dropping the savepoint rolls this batch back.
-                    break;
                 }
             }
             versions += work.versions;
             out.delta.merge(std::mem::take(&mut work.delta));
-            drop(work);
-            savepoint.commit().map_err(fail)?;
             applied = batch.commit.seq;
             next_block += batch.blocks.len() as u64;
         }
