@@ -72,6 +72,14 @@ pub trait Handler: Send + Sync + 'static {
     fn moments(&self, query: MomentsQuery) -> Answer<Moments> {
         Err(Fault::not_offered())
     }
+    /// All marks, in the order in which they were set.
+    fn marks(&self, query: MomentsQuery) -> Answer<Vec<MarkedMoment>> {
+        Err(Fault::not_offered())
+    }
+    /// Names a moment.
+    fn set_mark(&self, mark: SetMark) -> Answer<MarkedMoment> {
+        Err(Fault::not_offered())
+    }
     /// A directory as it was.
     fn list(&self, query: ListQuery) -> Answer<Listing> {
         Err(Fault::not_offered())

@@ -37,6 +37,29 @@ pub struct MomentsQuery {
     pub vault: Option<String>,
 }
 
+/// A name for a moment, which the vault keeps as long as it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MarkedMoment {
+    /// Its name; `mark:NAME` stands for the moment wherever a time does.
+    pub name: String,
+    /// The moment.
+    pub moment: Moment,
+    /// Who marked it: "source", "vault", or "brake".
+    pub by: String,
+}
+
+/// Names a moment. No source can take a mark away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetMark {
+    /// At which vault; may be left out if there is one only.
+    pub vault: Option<String>,
+    /// Letters, digits, '.', '_' and '-'.
+    pub name: String,
+    /// When: the last kept moment at or before this time is marked; the last there is if left out.
+    pub at: Option<String>,
+}
+
 /// One page of a directory as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -61,6 +61,8 @@ pub fn openapi() -> String {
         unprotect,
         preview_excludes,
         moments,
+        marks,
+        set_mark,
         list,
         versions,
         differences,
@@ -90,6 +92,7 @@ pub fn router(handler: Arc<dyn Handler>) -> Router {
         .route("/v1/unprotect", post(unprotect))
         .route("/v1/excludes/preview", post(preview_excludes))
         .route("/v1/history/moments", get(moments))
+        .route("/v1/history/marks", get(marks).post(set_mark))
         .route("/v1/history/list", get(list))
         .route("/v1/history/versions", get(versions))
         .route("/v1/history/diff", get(differences))
@@ -233,6 +236,18 @@ async fn preview_excludes(
 /// Begin and end of the history.
 async fn moments(State(h): Shared, Query(q): Query<MomentsQuery>) -> Reply<Moments> {
     reply(h, move |h| h.moments(q)).await
+}
+
+#[utoipa::path(get, path = "/v1/history/marks", params(MomentsQuery), responses((status = 200, body = Vec<MarkedMoment>)))]
+/// All marks, in the order in which they were set.
+async fn marks(State(h): Shared, Query(q): Query<MomentsQuery>) -> Reply<Vec<MarkedMoment>> {
+    reply(h, move |h| h.marks(q)).await
+}
+
+#[utoipa::path(post, path = "/v1/history/marks", request_body = SetMark, responses((status = 200, body = MarkedMoment), (status = 422, body = Fault)))]
+/// Names a moment, which the vault then keeps.
+async fn set_mark(State(h): Shared, Json(m): Json<SetMark>) -> Reply<MarkedMoment> {
+    reply(h, move |h| h.set_mark(m)).await
 }
 
 #[utoipa::path(get, path = "/v1/history/list", params(ListQuery), responses((status = 200, body = Listing)))]

@@ -2,6 +2,7 @@
 
 use crate::alerts::{AlertChannels, AlertChannelsChange, TestedAlerts};
 use crate::fault::{Answer, Fault};
+use crate::history::MarkedMoment;
 use crate::settings::UiPlace;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -127,6 +128,56 @@ pub struct VaultSourceDetail {
     pub samples: Vec<SpaceSample>,
     /// Where its files are.
     pub directory: String,
+    /// What of its past is kept.
+    pub retention: Retention,
+    /// When it was last pruned and what that did, in words; none: never.
+    pub last_prune: Option<String>,
+    /// Names for moments, which are kept as long as they have one.
+    pub marks: Vec<MarkedMoment>,
+}
+
+/// How long history is kept: texts such as "30d", "8w", "12mo", "2y" or "forever"; empty: not set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionPolicy {
+    /// `keep_all`: every change of this time is kept. Not set: of all time, and nothing is pruned.
+    pub keep_all: String,
+    /// `hourly`: one moment of each hour is kept for this long.
+    pub hourly: String,
+    /// `daily`.
+    pub daily: String,
+    /// `weekly`.
+    pub weekly: String,
+    /// `monthly`.
+    pub monthly: String,
+}
+
+/// The policy of a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Retention {
+    /// It is the source's own, not the vault's.
+    pub own: bool,
+    /// How long.
+    pub policy: RetentionPolicy,
+    /// Nothing is pruned.
+    pub keeps_everything: bool,
+}
+
+/// What pruning by a policy would do now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PrunePreview {
+    /// Moments that could be asked for afterwards.
+    pub moments_kept: u64,
+    /// Moments that could not any more.
+    pub moments_dropped: u64,
+    /// The oldest that could, RFC 3339.
+    pub oldest: Option<String>,
+    /// Every moment from this one on would be kept, RFC 3339.
+    pub every_since: Option<String>,
+    /// Bytes given back to the filesystem.
+    pub bytes_freed: u64,
+    /// Bytes that nothing would need but that would stay, in pieces too small to be freed.
+    pub bytes_left: u64,
 }
 
 /// An alert that is on.
@@ -175,6 +226,10 @@ pub trait VaultHandler: Send + Sync + 'static {
     fn source(&self, name: &str) -> Answer<VaultSourceDetail>;
     /// Begins to read everything of a source and compare it with its checksums. If that is under way, it goes on.
     fn verify(&self, name: &str) -> Answer<VaultSource>;
+    /// Sets a source's own policy. What it drops goes at the next daily prune, not at once.
+    fn set_retention(&self, name: &str, policy: RetentionPolicy) -> Answer<Retention>;
+    /// What pruning by a policy would do now. Nothing is changed.
+    fn preview_prune(&self, name: &str, policy: RetentionPolicy) -> Answer<PrunePreview>;
     /// Alerts: when and where to.
     fn settings(&self) -> Answer<VaultSettings>;
     /// Changes them, in the file and in effect.

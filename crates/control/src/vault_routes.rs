@@ -34,6 +34,8 @@ pub fn vault_openapi() -> String {
         status_events,
         source,
         verify,
+        set_retention,
+        preview_prune,
         settings,
         change_settings,
         test_alerts,
@@ -50,6 +52,8 @@ pub fn vault_router(handler: Arc<dyn VaultHandler>) -> Router {
         .route("/v1/events/vault", get(status_events))
         .route("/v1/sources/{name}", get(source))
         .route("/v1/sources/{name}/verify", post(verify))
+        .route("/v1/sources/{name}/retention", post(set_retention))
+        .route("/v1/sources/{name}/prune/preview", post(preview_prune))
         .route("/v1/alerts", get(settings).post(change_settings))
         .route("/v1/alerts/test", post(test_alerts))
         .route("/v1/ui", post(open_ui))
@@ -86,6 +90,26 @@ async fn source(State(h): Shared, Path(name): Path<String>) -> Reply<VaultSource
 /// Begins to read everything of a source and compare it with its checksums; `verifying` says how far it is.
 async fn verify(State(h): Shared, Path(name): Path<String>) -> Reply<VaultSource> {
     reply(h, move |h| h.verify(&name)).await
+}
+
+#[utoipa::path(post, path = "/v1/sources/{name}/retention", params(("name" = String, Path, description = "The source")), request_body = RetentionPolicy, responses((status = 200, body = Retention), (status = 422, body = Fault)))]
+/// Sets a source's own policy. What it drops goes at the next daily prune, not at once.
+async fn set_retention(
+    State(h): Shared,
+    Path(name): Path<String>,
+    Json(p): Json<RetentionPolicy>,
+) -> Reply<Retention> {
+    reply(h, move |h| h.set_retention(&name, p)).await
+}
+
+#[utoipa::path(post, path = "/v1/sources/{name}/prune/preview", params(("name" = String, Path, description = "The source")), request_body = RetentionPolicy, responses((status = 200, body = PrunePreview), (status = 422, body = Fault)))]
+/// What pruning by a policy would do now. Nothing is changed.
+async fn preview_prune(
+    State(h): Shared,
+    Path(name): Path<String>,
+    Json(p): Json<RetentionPolicy>,
+) -> Reply<PrunePreview> {
+    reply(h, move |h| h.preview_prune(&name, p)).await
 }
 
 #[utoipa::path(get, path = "/v1/alerts", responses((status = 200, body = VaultSettings)))]

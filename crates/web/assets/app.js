@@ -210,5 +210,20 @@
       if (line) { line.setAttribute("x1", slider.value); line.setAttribute("x2", slider.value); }
     });
     slider.addEventListener("change", () => at.form.requestSubmit());
+    // The histogram over it is dragged the same way, with a mouse or a finger; with the keyboard there is the slider.
+    const chart = line && line.ownerSVGElement;
+    if (chart) {
+      let held = false;
+      const follow = (e) => {
+        const box = chart.getBoundingClientRect();
+        slider.value = Math.round(Math.min(1, Math.max(0, (e.clientX - box.left) / box.width)) * 1000);
+        slider.dispatchEvent(new Event("input"));
+      };
+      chart.classList.add("drag");
+      chart.addEventListener("pointerdown", (e) => { held = e.button === 0; if (held) { chart.setPointerCapture(e.pointerId); follow(e); } });
+      chart.addEventListener("pointermove", (e) => { if (held) follow(e); });
+      chart.addEventListener("pointerup", (e) => { if (held) { held = false; follow(e); at.form.requestSubmit(); } });
+      chart.addEventListener("pointercancel", () => { held = false; });
+    }
   }
 })();

@@ -127,6 +127,7 @@ fn of_source() -> Router<Site> {
         .route("/history/file", get(pages::file::page))
         .route("/history/image", get(pages::file::image))
         .route("/history/download", get(pages::file::download))
+        .route("/history/mark", post(pages::history::mark))
         .route("/history/restore", post(pages::restore::begin))
         .route("/history/restore/{id}", get(pages::restore::progress))
         .route(

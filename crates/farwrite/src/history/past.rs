@@ -10,7 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use farwrite_control as api;
 use farwrite_control::{Answer, Fault};
-use farwrite_core::history::{DifferenceKind, Entry, Moment, Request, Response, VersionChange};
+use farwrite_core::history::{
+    DifferenceKind, Entry, Mark, Moment, Request, Response, VersionChange,
+};
 use farwrite_core::{BytePath, Kind, Name, Timestamp, limits, path};
 use farwrite_transfer::net::HistoryError;
 use farwrite_vault::write_content;
@@ -124,6 +126,44 @@ impl Past {
                 first,
                 last,
             })
+        })
+    }
+
+    /// See [`api::Handler::marks`].
+    pub fn marks(&self, q: &api::MomentsQuery) -> Answer<Vec<api::MarkedMoment>> {
+        self.with(q.vault.as_deref(), |ask, _| {
+            match ask.raw(Request::Marks)? {
+                Response::Marks(list) => Ok(list.iter().map(mark).collect()),
+                other => Err(unexpected(other)),
+            }
+        })
+    }
+
+    /// See [`api::Handler::set_mark`].
+    pub fn set_mark(&self, m: &api::SetMark) -> Answer<api::MarkedMoment> {
+        let name = m.name.trim();
+        let plain = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+        if name.is_empty() || !name.chars().all(plain) {
+            let why = "a name of letters, digits, '.', '_' and '-' is needed";
+            return Err(Fault::field("name", why));
+        }
+        self.with(m.vault.as_deref(), |ask, _| {
+            let time = at(ask, m.at.as_deref())?.time;
+            let at = m.at.as_deref().filter(|t| !t.trim().is_empty());
+            let request = Request::SetMark {
+                name: name.to_owned(),
+                at: at.map(|_| time),
+            };
+            match ask.raw(request)? {
+                Response::Moment(Some(found)) => Ok(api::MarkedMoment {
+                    name: name.to_owned(),
+                    moment: moment(&found),
+                    by: "source".into(),
+                }),
+                // It says what is wrong with the name, or that there are too many.
+                Response::Error(why) => Err(Fault::field("name", why).into()),
+                other => Err(unexpected(other)),
+            }
         })
     }
 
@@ -290,6 +330,14 @@ fn unexpected(response: Response) -> Trouble {
         _ => "the vault's answer makes no sense".into(),
     };
     Fault::failed(why).into()
+}
+
+fn mark(m: &Mark) -> api::MarkedMoment {
+    api::MarkedMoment {
+        name: m.name.clone(),
+        moment: moment(&m.moment),
+        by: m.by.clone(),
+    }
 }
 
 /// The moment of a time as a person wrote it.

@@ -41,6 +41,14 @@ impl Handler for Supervisor {
         self.past.moments(&query)
     }
 
+    fn marks(&self, query: MomentsQuery) -> Answer<Vec<MarkedMoment>> {
+        self.past.marks(&query)
+    }
+
+    fn set_mark(&self, mark: SetMark) -> Answer<MarkedMoment> {
+        self.past.set_mark(&mark)
+    }
+
     fn list(&self, query: ListQuery) -> Answer<Listing> {
         self.past.list(&query)
     }

@@ -3,6 +3,7 @@
 
 use super::alerts::{self, AlertsFile};
 use super::presence::Presence;
+use super::retained;
 use super::space::Spaces;
 use super::status::{Row, rfc3339, row, rows};
 use super::verified::{self, Verifications};
@@ -214,10 +215,14 @@ impl VaultHandler for VaultDaemon {
 
     fn source(&self, name: &str) -> Answer<VaultSourceDetail> {
         let name = self.named(name)?;
+        let dir = self.vault.source_dir(&name);
         Ok(VaultSourceDetail {
+            retention: retained::of(&self.vault, &name)?,
+            last_prune: retained::last_prune(&dir),
+            marks: retained::marks(&dir),
             source: self.describe(&row(&self.vault, name.clone())),
             samples: self.spaces.samples(&name),
-            directory: self.vault.source_dir(&name).display().to_string(),
+            directory: dir.display().to_string(),
         })
     }
 
@@ -227,6 +232,16 @@ impl VaultHandler for VaultDaemon {
             .begin(&self.vault, &name)
             .map_err(Fault::conflict)?;
         Ok(self.describe(&row(&self.vault, name)))
+    }
+
+    fn set_retention(&self, name: &str, policy: RetentionPolicy) -> Answer<Retention> {
+        let name = self.named(name)?;
+        let _one = self.changes.lock();
+        retained::set(&self.vault, &name, &policy)
+    }
+
+    fn preview_prune(&self, name: &str, policy: RetentionPolicy) -> Answer<PrunePreview> {
+        retained::look_ahead(&self.vault, &self.named(name)?, &policy)
     }
 
     fn settings(&self) -> Answer<VaultSettings> {

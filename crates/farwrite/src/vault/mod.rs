@@ -12,6 +12,7 @@ mod invite;
 mod mark;
 mod presence;
 mod prune;
+mod retained;
 mod serve;
 mod space;
 mod status;

@@ -301,6 +301,25 @@ impl Browser {
         }
     }
 
+    /// Drags with the mouse over an element, from one part of its width to another.
+    #[track_caller]
+    pub fn drag(&self, css: &str, from: f64, to: f64) {
+        let element = self.element("css selector", css);
+        let id = element.strip_prefix("/element/").unwrap();
+        let width = self.run(&format!(
+            "return document.querySelector({}).getBoundingClientRect().width",
+            json!(css)
+        ));
+        // From its middle.
+        let x = |part: f64| ((part - 0.5) * (width.as_f64().unwrap() - 2.0)) as i64;
+        let at = |part: f64| json!({"type": "pointerMove", "duration": 50, "x": x(part), "y": 0, "origin": {"element-6066-11e4-a52e-4f735466cecf": id}});
+        let actions = json!([
+            at(from), {"type": "pointerDown", "button": 0}, at((from + to) / 2.0), at(to), {"type": "pointerUp", "button": 0},
+        ]);
+        let mouse = json!({"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions});
+        self.post("/actions", json!({"actions": [mouse]})).unwrap();
+    }
+
     /// Replaces what is in a field.
     #[track_caller]
     pub fn fill(&self, css: &str, text: &str) {

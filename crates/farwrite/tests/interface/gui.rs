@@ -509,6 +509,35 @@ fn a_file_of_an_earlier_moment_is_found_and_brought_back() {
         "document.querySelector('#restore-done')?.innerText.includes('Restored 1 file')",
     );
     assert_eq!(fs::read(&file).unwrap(), b"first line\nsecond line\n");
+    // A name for the moment; then it is jumped to, and the timeline is dragged back to the present.
+    site.go(&site.history("/history", "papers", &then));
+    b.fill("#mark", "no name");
+    b.click("#mark-button");
+    b.wait("the error", SOON, "document.querySelector('#error-mark')");
+    assert_eq!(b.value("#mark"), "no name");
+    b.fill("#mark", "first-draft");
+    b.click("#mark-button");
+    b.wait(
+        "marked",
+        SOON,
+        "document.querySelector('.marks a[aria-current]')?.innerText === 'first-draft'",
+    );
+    assert!(!b.text("table").contains("later.txt"));
+    let said = site.pair.source.run(&[
+        "ls",
+        "--at",
+        "mark:first-draft",
+        file.parent().unwrap().to_str().unwrap(),
+    ]);
+    assert!(said.good().contains("report.txt"));
+    b.drag(".timeline svg", 0.2, 1.0);
+    b.wait(
+        "the present",
+        SOON,
+        "document.querySelector('table')?.innerText.includes('later.txt')",
+    );
+    b.follow("first-draft");
+    b.wait("back there", SOON, "document.querySelector('.marks a[aria-current]') && !document.querySelector('table').innerText.includes('later.txt')");
     // The newer version: its script is text, and what it changed is shown.
     site.pair.converges(SOON);
     site.go(&site.history("/history/file", "papers/report.txt", &then));

@@ -187,6 +187,40 @@ fn a_vault_is_verified_on_its_page_and_tells_somebody_what_is_wrong() {
     test.args(["vault", "alert-test"]).arg(&site.pair.vault.dir);
     let said = run(&mut test, SOON).good();
     assert!(said.contains("webhook: sent to 127.0.0.1"), "{said}");
+    // Retention: wrong, previewed, saved.
+    site.go(&format!("/source/{NAME}"));
+    b.fill("#keep_all", "5 minutes");
+    b.click("#preview-button");
+    b.wait(
+        "the error",
+        SOON,
+        "document.querySelector('#preview').innerText.includes('keep_all')",
+    );
+    b.click("#save");
+    b.wait(
+        "the error",
+        SOON,
+        "document.querySelector('#error-keep_all')",
+    );
+    assert_eq!(b.value("#keep_all"), "5 minutes");
+    b.fill("#keep_all", "30d");
+    b.fill("#daily", "2y");
+    b.click("#preview-button");
+    b.wait(
+        "the preview",
+        SOON,
+        "document.querySelector('#prune-preview')?.innerText.includes('Nothing would be dropped')",
+    );
+    b.click("#save");
+    b.wait(
+        "saved",
+        SOON,
+        "document.body.innerText.includes('next daily prune')",
+    );
+    let mut shown = farwrite();
+    shown.args(["vault", "retention"]).arg(&site.pair.vault.dir);
+    let said = run(&mut shown, SOON).good();
+    assert!(said.contains("web1: every change 30d, daily 2y"), "{said}");
     // Verified: clean.
     site.go(&format!("/source/{NAME}"));
     assert!(b.text("#verify").contains("never"));
@@ -282,7 +316,7 @@ fn every_page_of_a_vault_is_for_everybody() {
     ] {
         looks(b, name, &mut wrong, || {
             site.go(page);
-            if page == source {
+            if page == source.as_str() {
                 b.wait("the chart", SOON, "document.querySelector('.space-chart')");
             }
         });

@@ -1,15 +1,16 @@
 //! The tree as it was: a moment is picked on a timeline, then one walks the directories of that moment.
 
-use super::{Errors, Frame, Page, address, html};
+use super::{Errors, Frame, Page, Posted, Trouble, address, html};
+use crate::gate::Session;
 use crate::server::Site;
 use crate::words::{bytes, grouped, local};
 use askama::Template;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::response::{Html, IntoResponse};
 use farwrite_control::{
-    ClientError, Entry, ListQuery, Listing, Moments, MomentsQuery, Settings, Timeline,
-    TimelineQuery,
+    ClientError, Entry, ListQuery, Listing, MarkedMoment, Moments, MomentsQuery, SetMark, Settings,
+    Timeline, TimelineQuery,
 };
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ use serde::Deserialize;
 const PAGE: u32 = 500;
 /// Fields at which an error is shown.
 const FIELDS: &[&str] = &["at"];
+/// Marks that are shown, the newest.
+const MARKS: usize = 100;
 /// Bars of the timeline.
 const BARS: u32 = 120;
 
@@ -150,18 +153,89 @@ struct Tree {
 
 #[derive(Template)]
 #[template(path = "history.html")]
-struct History {
+struct History<'a> {
     frame: Frame,
     here: Place,
     vaults: Vec<String>,
     timeline: Option<Line>,
     shortcuts: Vec<(&'static str, String)>,
+    /// Names, addresses and times; `None`: the vault knows no marks.
+    marks: Option<Vec<Marked>>,
+    csrf: &'a str,
+    mark: String,
+    mark_error: String,
     listing: Option<Tree>,
     errors: Errors,
 }
 
+struct Marked {
+    name: String,
+    address: String,
+    time: String,
+    here: bool,
+}
+
+/// What was typed to name a moment.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MarkForm {
+    mark: String,
+    vault: String,
+    path: String,
+    path_bytes: String,
+    at: String,
+}
+
+/// `POST /history/mark`.
+pub(crate) async fn mark(State(site): State<Site>, posted: Posted<MarkForm>) -> Page {
+    let form = posted.form;
+    let here = Place {
+        vault: form.vault.clone(),
+        path: form.path,
+        path_bytes: Some(form.path_bytes).filter(|b| !b.is_empty()),
+        at: form.at.trim().to_owned(),
+        after: String::new(),
+    };
+    let request = SetMark {
+        vault: Some(form.vault),
+        name: form.mark.clone(),
+        at: Some(here.at.clone()).filter(|t| !t.is_empty()),
+    };
+    match site
+        .control
+        .post::<MarkedMoment>("history/marks", &request)
+        .await
+    {
+        Ok(m) => {
+            let at = format!("mark:{}", m.name);
+            Ok(super::go(&here.at("/history", &at)))
+        }
+        Err(ClientError::Failed(f)) => {
+            let typed = (form.mark, f.why);
+            let (_, page) = show(&site, &posted.session, here, typed).await?;
+            Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// `GET /history`.
-pub(crate) async fn tree(State(site): State<Site>, Query(mut here): Query<Place>) -> Page {
+pub(crate) async fn tree(
+    State(site): State<Site>,
+    Extension(session): Extension<Session>,
+    Query(here): Query<Place>,
+) -> Page {
+    let (code, page) = show(&site, &session, here, Default::default()).await?;
+    Ok((code, page).into_response())
+}
+
+/// The page; `typed` is a mark and what is wrong with it.
+async fn show(
+    site: &Site,
+    session: &Session,
+    mut here: Place,
+    typed: (String, String),
+) -> Result<(StatusCode, Html<String>), Trouble> {
     let settings: Settings = site.control.get("settings").await?;
     let vaults: Vec<String> = settings.vaults.into_iter().map(|v| v.name).collect();
     if here.vault.is_empty() {
@@ -171,18 +245,22 @@ pub(crate) async fn tree(State(site): State<Site>, Query(mut here): Query<Place>
     let mut page = History {
         frame: Frame::new("History"),
         shortcuts: shortcuts(&here),
+        marks: None,
+        csrf: &session.csrf,
+        mark: typed.0,
+        mark_error: typed.1,
         vaults,
         timeline: None,
         listing: None,
         errors: Errors::default(),
         here: here.clone(),
     };
-    match fill(&site, &here, &mut page).await {
-        Ok(()) => Ok(html(&page).into_response()),
+    match fill(site, &here, &mut page).await {
+        Ok(()) => Ok((StatusCode::OK, html(&page))),
         Err(ClientError::Failed(f)) => {
             page.errors = Errors::of(&f);
             let code = StatusCode::from_u16(f.status()).unwrap_or(StatusCode::BAD_GATEWAY);
-            Ok((code, html(&page)).into_response())
+            Ok((code, html(&page)))
         }
         Err(e) => Err(e.into()),
     }
@@ -195,7 +273,21 @@ fn shortcuts(here: &Place) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-async fn fill(site: &Site, here: &Place, page: &mut History) -> Result<(), ClientError> {
+/// The marks as links to their moments.
+fn marked(here: &Place, marks: &[MarkedMoment]) -> Vec<Marked> {
+    let one = |m: &MarkedMoment| {
+        let at = format!("mark:{}", m.name);
+        Marked {
+            name: m.name.clone(),
+            time: local(&m.moment.time),
+            here: here.at == at,
+            address: here.at("/history", &at),
+        }
+    };
+    marks.iter().rev().take(MARKS).map(one).collect()
+}
+
+async fn fill(site: &Site, here: &Place, page: &mut History<'_>) -> Result<(), ClientError> {
     let vault = Some(here.vault.clone());
     let query = MomentsQuery {
         vault: vault.clone(),
@@ -204,6 +296,11 @@ async fn fill(site: &Site, here: &Place, page: &mut History) -> Result<(), Clien
     if moments.first.is_none() {
         return Ok(());
     }
+    // An older vault knows no marks: the rest works without.
+    let marks = site
+        .control
+        .query::<Vec<MarkedMoment>>("history/marks", &query);
+    page.marks = marks.await.ok().map(|m| marked(here, &m));
     let query = TimelineQuery {
         vault: vault.clone(),
         buckets: Some(BARS),

@@ -2,6 +2,7 @@
 //! show no path and no content of any.
 
 mod alerts;
+mod retention;
 mod source;
 mod sources;
 
@@ -21,6 +22,8 @@ pub(crate) fn pages() -> Router<Site> {
         .route("/source/{name}", get(source::page))
         .route("/live/source/{name}", get(source::live))
         .route("/source/{name}/verify", post(source::verify))
+        .route("/source/{name}/retention", post(retention::set))
+        .route("/source/{name}/preview", post(retention::preview))
         .route("/alerts", get(alerts::page).post(alerts::change))
         .route("/alerts/test", post(alerts::test))
 }

@@ -1,16 +1,20 @@
 //! One source: what it takes and how that has grown, verification.
 
+use super::retention::{elsewhere, fields_part};
 use super::sources::{behind, growth, space, state, verified};
 use super::{Page, frame};
 use crate::gate::Session;
 use crate::live::{stream, tell};
-use crate::pages::{Frame, Posted, go, html};
+use crate::pages::{Errors, Frame, Posted, go, html};
 use crate::server::Site;
 use crate::words::{ago, bytes, grouped, local};
 use askama::Template;
-use axum::extract::{Extension, Path, State};
-use axum::response::{IntoResponse, Response};
-use farwrite_control::{Done, Space, SpaceSample, VaultSource, VaultSourceDetail};
+use axum::extract::{Extension, Path, Query, State};
+use axum::response::{Html, IntoResponse, Response};
+use farwrite_control::{
+    ClientError, Done, Retention, RetentionPolicy, Space, SpaceSample, VaultSource,
+    VaultSourceDetail,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
@@ -22,15 +26,35 @@ const POINTS: usize = 200;
 
 #[derive(Template)]
 #[template(path = "vault_source.html")]
-struct SourcePage {
+struct SourcePage<'a> {
     frame: Frame,
     name: String,
     state: String,
     verify: String,
     space: String,
+    notice: &'static str,
+    retention: &'a Retention,
+    last_prune: String,
+    marks: Vec<(String, String)>,
+    fields: String,
+    elsewhere: String,
+    preview: String,
+    csrf: &'a str,
 }
 
-fn address(name: &str) -> String {
+/// What is shown besides what is.
+#[derive(Default)]
+pub(super) struct Shown {
+    /// What was typed about retention.
+    pub(super) typed: Option<RetentionPolicy>,
+    pub(super) errors: Errors,
+    /// What pruning would do.
+    pub(super) preview: String,
+    pub(super) notice: &'static str,
+}
+
+/// A name as a part of an address.
+pub(super) fn address(name: &str) -> String {
     // Names are from a narrow alphabet; whatever else comes here is refused by the daemon.
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
     let kept: Vec<u8> = name.bytes().filter(plain).collect();
@@ -42,22 +66,61 @@ pub(super) async fn page(
     State(site): State<Site>,
     Extension(session): Extension<Session>,
     Path(name): Path<String>,
+    Query(told): Query<Told>,
 ) -> Page {
-    let detail = get(&site, &name).await?;
+    let shown = Shown {
+        notice: match told.done {
+            Some(_) => "Saved. It takes effect at the next daily prune.",
+            None => "",
+        },
+        ..Shown::default()
+    };
+    Ok(whole(&site, &session, &name, shown).await?.into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Told {
+    done: Option<String>,
+}
+
+/// The page.
+pub(super) async fn whole(
+    site: &Site,
+    session: &Session,
+    name: &str,
+    shown: Shown,
+) -> Result<Html<String>, ClientError> {
+    let detail = get(site, name).await?;
+    let kept = &detail.retention;
     let mut frame = frame("Sources");
     frame.title.clone_from(&detail.source.name);
-    frame.refresh = Some(5);
     Ok(html(&SourcePage {
         frame,
         name: detail.source.name.clone(),
         state: state_part(&detail),
-        verify: verify_part(&detail.source, &session),
+        verify: verify_part(&detail.source, session),
         space: space_part(&detail),
-    })
-    .into_response())
+        notice: shown.notice,
+        retention: kept,
+        last_prune: detail.last_prune.clone().unwrap_or_else(|| "never".into()),
+        marks: detail
+            .marks
+            .iter()
+            .map(|m| {
+                (
+                    m.name.clone(),
+                    format!("{}, by the {}", local(&m.moment.time), m.by),
+                )
+            })
+            .collect(),
+        fields: fields_part(shown.typed.as_ref().unwrap_or(&kept.policy), &shown.errors),
+        elsewhere: elsewhere(&shown.errors),
+        preview: shown.preview,
+        csrf: &session.csrf,
+    }))
 }
 
-async fn get(site: &Site, name: &str) -> Result<VaultSourceDetail, farwrite_control::ClientError> {
+async fn get(site: &Site, name: &str) -> Result<VaultSourceDetail, ClientError> {
     site.control
         .get(&format!("sources/{}", address(name)))
         .await
