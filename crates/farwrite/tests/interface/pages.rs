@@ -46,6 +46,8 @@ fn every_page_is_for_everybody() {
     }
     fs::remove_file(site.pair.src.join("papers/draft 1.txt")).unwrap();
     site.pair.source.flush(SOON);
+    let mark = ["mark", "before-the-move", "--at", &then];
+    site.pair.source.run(&mark).good();
     let pages = [
         ("overview", "/".to_owned()),
         ("activity", "/activity".to_owned()),

@@ -311,6 +311,7 @@ fn every_page_of_a_vault_is_for_everybody() {
     for (name, page) in [
         ("vault", "/"),
         ("vault-source", &source),
+        ("vault-retention", &source),
         ("vault-alerts", "/alerts"),
         ("vault-missing", "/no"),
     ] {
@@ -318,6 +319,9 @@ fn every_page_of_a_vault_is_for_everybody() {
             site.go(page);
             if page == source.as_str() {
                 b.wait("the chart", SOON, "document.querySelector('.space-chart')");
+            }
+            if name == "vault-retention" {
+                b.run("document.querySelector('#retention-title').scrollIntoView()");
             }
         });
     }
