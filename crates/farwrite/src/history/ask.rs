@@ -24,7 +24,7 @@ pub(super) struct Ask {
 }
 
 enum From {
-    Directory(History),
+    Directory(Box<History>),
     /// The session ends before the runtime does.
     Network(
         HistoryClient,
@@ -45,7 +45,7 @@ impl Ask {
                     known_sources(&vault)
                 );
             }
-            let from = From::Directory(History::open(&source_dir)?);
+            let from = From::Directory(Box::new(History::open(&source_dir)?));
             return Ok(Ask {
                 from,
                 directories: vec![BytePath::root()],
