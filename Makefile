@@ -13,12 +13,14 @@ UNITS    := $(DESTDIR)$(PREFIX)/lib/systemd/system
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check build install module install-module
+.PHONY: help run test check build bench bench-quick install module install-module
 
 help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
+	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all rows, about an hour)'
+	@echo 'make bench-quick               count what changes cost, and fail if that is more than before (root)'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
 	@echo 'make install-module            hand the kernel module to dkms, which builds and installs it (root)'
@@ -31,6 +33,19 @@ run: build
 test:
 	@scripts/setup test
 	scripts/test $(ARGS)
+
+ROWS    ?=
+RUNS    ?= 3
+PROGRAM ?= $(BINARY)
+
+bench: build
+	@scripts/setup bench
+	bench/run --runs $(RUNS) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
+
+bench-quick:
+	@scripts/setup test
+	@test -x '$(PROGRAM)' || $(MAKE) build
+	bench/quick --program '$(PROGRAM)' --place '$(abspath $(CARGO_TARGET_DIR))/bench-quick'
 
 check:
 	@scripts/setup build

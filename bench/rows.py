@@ -1,0 +1,603 @@
+"""The rows of the table: one function for each kind of work, which returns samples by contestant.
+
+In every row contestants take turns, and what they copied is compared with the source before a figure counts.
+"""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from contestants import (Borg, Cp, Failed, Farwrite, Lsyncd, Restic, Rsync, Syncthing, differences, free_port,
+                         process_figures, run, wait)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+class Row:
+    """Figures of one row: samples per contestant and measure, and where a contestant failed."""
+
+    def __init__(self, title, unit="s"):
+        self.title, self.unit, self.samples, self.notes = title, unit, {}, []
+
+    def add(self, contestant, value):
+        self.samples.setdefault(contestant, []).append(value)
+        print(f"    {contestant}: {value:.4g} {self.unit}", flush=True)
+
+    def note(self, text):
+        if text not in self.notes:
+            self.notes.append(text)
+            print(f"    {text}", flush=True)
+
+
+def synced(path, work):
+    """Seconds that `work` takes, ending with what it wrote on the disk."""
+    begin = time.monotonic()
+    work()
+    run("sync", "-f", path)
+    return time.monotonic() - begin
+
+
+def quiet(path):
+    """Nothing of the contestant before is still to be written."""
+    run("sync", "-f", path)
+    time.sleep(0.5)
+
+
+def equal(source, copy):
+    found = differences(source, copy)
+    if found:
+        raise Failed(f"the copy differs: {found.splitlines()[:3]}")
+
+
+def caught_up(c, source):
+    """The moment at which the copy was complete: when the look began that found no difference."""
+    wait("the last file", lambda: (c.copy() / "last").exists(), step=0.002)
+    if isinstance(c, Farwrite):
+        c.settle()
+    begin = time.monotonic()
+    while True:
+        at = time.monotonic()
+        if not differences(source, c.copy()):
+            return at
+        if isinstance(c, Farwrite) or at - begin > 600:
+            raise Failed(f"{c.name}: the copy differs: {differences(source, c.copy()).splitlines()[:3]}")
+        time.sleep(0.05)
+
+
+def tree(bench):
+    """The kernel's source tree from Debian's package, unpacked once."""
+    top = bench.data / "tree"
+    if not (top / "done").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        (top / "src").mkdir(parents=True)
+        run("tar", "-xf", next(Path("/usr/src").glob("linux-source-6.*.tar.xz")), "-C", top / "src")
+        (top / "done").touch()
+        quiet(top)
+    return top / "src"
+
+
+def large(bench, size=4 * GIB):
+    """A file that does not compress."""
+    top = bench.data / "large"
+    file = top / "file"
+    if not file.exists() or file.stat().st_size != size:
+        shutil.rmtree(top, ignore_errors=True)
+        top.mkdir(parents=True)
+        chance = random.Random(1)
+        with open(file, "wb") as f:
+            for _ in range(size // (16 * MIB)):
+                f.write(chance.randbytes(16 * MIB))
+        quiet(top)
+    return top
+
+
+def limit(bench, samples):
+    """What a durable copy of 4 KiB on another machine costs at the least: a loopback round trip, an append and fdatasync."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with listener.accept()[0] as c, open(bench.place / "limit", "ab", buffering=0) as log:
+            c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := c.recv(4096, socket.MSG_WAITALL):
+                log.write(data)
+                os.fdatasync(log.fileno())
+                c.send(b".")
+
+    threading.Thread(target=serve, daemon=True).start()
+    out = []
+    with socket.create_connection(listener.getsockname()) as c:
+        c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(samples):
+            begin = time.monotonic()
+            c.sendall(bytes(4096))
+            c.recv(1)
+            out.append(time.monotonic() - begin)
+    return out
+
+
+def latency(bench):
+    """4 KiB new file: from close(2) to the whole file standing at the destination."""
+    row = Row("4 KiB new file, until it stands in the copy", "ms")
+    contestants = [(Farwrite(bench.place, bench.program), 20), (Lsyncd(bench.place), 20), (Syncthing(bench.place), 2)]
+    for c, _ in contestants:
+        source = c.place / "source"
+        source.mkdir()
+        (source / "first").write_text("first")
+        c.start(source)
+    payload = random.Random(2).randbytes(4096)
+    chance = random.Random(3)
+    for turn in range(bench.runs * 3):
+        for v in limit(bench, 20):
+            row.samples.setdefault("limit: append + fdatasync + round trip", []).append(v * 1000)
+        for c, count in contestants:
+            for i in range(count):
+                file = c.source / f"{turn}-{i}"
+                copy = c.copy() / file.name
+                with open(file, "wb", buffering=0) as f:
+                    f.write(payload)
+                begin = time.monotonic()
+                while not (copy.exists() and copy.stat().st_size == 4096):
+                    time.sleep(0.0002)
+                    if time.monotonic() - begin > 60:
+                        raise Failed(f"{c.name}: a file did not come")
+                row.samples.setdefault(c.name, []).append((time.monotonic() - begin) * 1000)
+                time.sleep(chance.uniform(0.02, 0.08))
+    for c, _ in contestants:
+        c.settle()
+        equal(c.source, c.copy())
+    for c, _ in contestants:
+        c.__exit__(None, None, None)
+    return row
+
+
+def wire(port):
+    """Bytes that loopback has carried so far (all of them: nothing else may use it meanwhile)."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        if line.strip().startswith("lo:"):
+            return int(line.split(":")[1].split()[0])
+    return 0
+
+
+def delta(bench):
+    """4 KiB changed in a file of 4 GiB."""
+    row = Row("4 KiB changed in a file of 4 GiB, no exact sensor")
+    template = large(bench)
+    contestants = [Farwrite(bench.place, bench.program, sensor="fanotify"), Lsyncd(bench.place)]
+    if bench.slow:
+        contestants.append(Syncthing(bench.place))
+    chance = random.Random(4)
+    for c in contestants:
+        source = c.place / "source"
+        source.mkdir()
+        run("cp", "--reflink=auto", template / "file", source / "file")
+        c.start(source)
+        quiet(source)
+        for _ in range(bench.runs):
+            block, at = chance.randbytes(4096), chance.randrange(GIB) // 4096 * 4096
+            before = wire(None)
+            begin = time.monotonic()
+            with open(source / "file", "r+b", buffering=0) as f:
+                f.seek(at)
+                f.write(block)
+
+            def there():
+                with open(c.copy() / "file", "rb", buffering=0) as f:
+                    f.seek(at)
+                    return f.read(4096) == block
+            wait("the change stands in the copy", there, 120, 0.002)
+            row.add(c.name, time.monotonic() - begin)
+            time.sleep(0.3)
+            row.samples.setdefault(f"{c.name}: KiB on the wire", []).append((wire(None) - before) / 1024)
+        run("cmp", source / "file", c.copy() / "file")
+        c.__exit__(None, None, None)
+    return row
+
+
+def first(bench, source, with_mirror, title, others):
+    row = Row(title)
+    for _ in range(bench.runs):
+        for mirror in ([True, False] if with_mirror else [False]):
+            with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
+                c.add(source)
+                quiet(c.place)
+
+                def backup():
+                    c.run_source()
+                    c.settle()
+                row.add("farwrite, with mirror" if mirror else "farwrite, log only", synced(c.place, backup))
+                if mirror:
+                    equal(source, c.copy())
+                else:
+                    run(bench.program, "vault", "verify", c.vault)
+        for other in others:
+            with other(bench.place) as c:
+                quiet(c.place)
+                if isinstance(c, Syncthing):
+                    row.add(c.name, synced(c.place, lambda: c.start(source)))
+                else:
+                    row.add(c.name, synced(c.place, lambda: c.backup(source)))
+                if hasattr(c, "copy"):
+                    equal(source, c.copy())
+    return row
+
+
+def first_tree(bench):
+    """First backup of 92,000 entries."""
+    others = [Rsync, Cp, Restic, Borg] + ([Syncthing] if bench.slow else [])
+    return first(bench, tree(bench), True, "first backup of the kernel's source tree, ends with sync -f", others)
+
+
+def first_large(bench):
+    """First backup of one file that does not compress."""
+    return first(bench, large(bench), True, "first backup of an incompressible file of 4 GiB, ends with sync -f", [Rsync, Cp])
+
+
+def storm(bench):
+    """What stands still to be done when a storm of changes ends."""
+    row = Row("storm: time behind after the last operation")
+    template = bench.data / "storm"
+    if not template.exists():
+        for i in range(10_000):
+            file = template / f"d{i // 100}" / f"f{i}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(random.Random(i).randbytes(200 + i % 6000))
+    contestants = [lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)]
+    if bench.slow:
+        contestants.append(lambda: Syncthing(bench.place))
+    for _ in range(bench.runs):
+        for make in contestants:
+            with make() as c:
+                source = c.place / "source"
+                source.mkdir()
+                (source / "log").write_text("")
+                c.start(source)
+                quiet(source)
+                for top in ("a", "b"):
+                    run("cp", "-a", template, source / top)
+                    (source / top / "d7").rename(source / top / "renamed")
+                    for d in range(20, 40):
+                        shutil.rmtree(source / top / f"d{d}")
+                for i in range(200):
+                    with open(source / "log", "a") as f:
+                        f.write(f"line {i}\n")
+                (source / "last").write_text("last")
+                begin = time.monotonic()
+                row.add(c.name, caught_up(c, source) - begin)
+    return row
+
+
+def flood_work(top):
+    """100,000 files made, a third renamed, a third deleted, in 1,000 folders: 166,666 names, 266,666 operations with the opens."""
+    payload = random.Random(5).randbytes(4096)
+    for d in range(1000):
+        os.mkdir(f"{top}/{d}")
+    for i in range(100_000):
+        fd = os.open(f"{top}/{i % 1000}/{i}", os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, payload)
+        os.close(fd)
+    for i in range(0, 100_000, 3):
+        os.rename(f"{top}/{i % 1000}/{i}", f"{top}/{(i + 1) % 1000}/r{i}")
+    for i in range(1, 100_000, 3):
+        os.unlink(f"{top}/{i % 1000}/{i}")
+
+
+def flood(bench):
+    """Operations at full speed: what the application pays, and how far behind the copy is after it."""
+    row = Row("flood of 166,666 operations on names and 100,000 writes")
+    for _ in range(bench.runs):
+        alone = bench.place / "alone"
+        alone.mkdir()
+        begin = time.monotonic()
+        flood_work(alone)
+        row.add("alone", time.monotonic() - begin)
+        shutil.rmtree(alone)
+        quiet(bench.place)
+        for make in (lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)):
+            with make() as c:
+                source = c.place / "source"
+                source.mkdir()
+                (source / "first").write_text("first")
+                c.start(source)
+                begin = time.monotonic()
+                flood_work(source)
+                (source / "last").write_text("last")
+                took = time.monotonic() - begin
+                row.add(f"{c.name}: the work", took)
+                row.add(f"{c.name}: behind", caught_up(c, source) - begin - took)
+                if isinstance(c, Farwrite):
+                    rss = max(process_figures(c.daemon.pid)[0], process_figures(c.server.pid)[0])
+                    row.note(f"farwrite: the larger of its two daemons has {rss:.0f} MiB resident after it")
+    return row
+
+
+def application(bench):
+    """What an application in the protected directory pays: untar, random writes, a database."""
+    row = Row("what the application pays")
+    archive = bench.data / "tree.tar"
+    if not archive.exists():
+        run("tar", "-cf", archive, "-C", tree(bench), ".")
+
+    def untar(top):
+        run("tar", "-xf", archive, "-C", top)
+
+    def fio(top):
+        run("fio", "--name=w", f"--directory={top}", "--rw=randwrite", "--bs=4k", "--size=256m", "--io_size=128m", "--ioengine=psync",
+            "--fsync=64", "--randseed=7", "--minimal")
+
+    def pgbench(top):
+        database(top, bench)
+
+    works = {"untar": untar, "fio": fio, "pgbench": pgbench}
+    protected = {
+        "alone": None,
+        "farwrite": lambda: Farwrite(bench.place, bench.program),
+        "farwrite, nice": lambda: Farwrite(bench.place, bench.program, nice=10),
+        "lsyncd": lambda: Lsyncd(bench.place),
+    }
+    for _ in range(bench.runs):
+        for what, work in works.items():
+            for who, make in protected.items():
+                if make is None:
+                    source = bench.place / "alone"
+                    source.mkdir()
+                    quiet(source)
+                    row.add(f"{what}: {who}", elapsed(lambda: work(source)))
+                    shutil.rmtree(source)
+                    continue
+                with make() as c:
+                    source = c.place / "source"
+                    source.mkdir()
+                    (source / "first").write_text("first")
+                    c.start(source)
+                    quiet(source)
+                    row.add(f"{what}: {who}", elapsed(lambda: work(source)))
+                    if what != "pgbench":
+                        c.settle()
+                        equal(source, c.copy())
+    return row
+
+
+def elapsed(work):
+    """What the work says that it took, else how long it ran."""
+    begin = time.monotonic()
+    said = work()
+    return said if said is not None else time.monotonic() - begin
+
+
+def database(top, bench):
+    """10,000 transactions of four clients on a PostgreSQL of its own."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+    data, port = top / "db", free_port()
+    run("install", "-d", "-o", "postgres", "-m", "700", data)
+    for above in [top, *top.parents]:
+        if not above.stat().st_mode & 1:
+            above.chmod(above.stat().st_mode | 0o111)
+    as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    run(*as_postgres, programs / "initdb", "-D", data, "--auth=trust", "--locale=C", cwd="/")
+    run(*as_postgres, programs / "pg_ctl", "-D", data, "-w", "-l", data / "log", "-o",
+        f"-p {port} -k {data} -c listen_addresses=''", "start", cwd="/")
+    try:
+        connect = ["-h", data, "-p", port, "-U", "postgres", "postgres"]
+        run(programs / "pgbench", "-i", "-q", "-s", "10", *connect)
+        out = run(programs / "pgbench", "-c", "4", "-t", "2500", *connect)
+    finally:
+        run(*as_postgres, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop", cwd="/")
+    return 10_000 / float(out.split("tps = ")[1].split()[0])
+
+
+def million(bench):
+    """A million files in 1,000 folders."""
+    top = bench.data / "million"
+    if not (bench.data / "million.done").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        top.mkdir(parents=True)
+        for d in range(1000):
+            os.mkdir(f"{top}/{d}")
+            for i in range(1000):
+                fd = os.open(f"{top}/{d}/{i}", os.O_WRONLY | os.O_CREAT, 0o644)
+                os.write(fd, b"%d" % i)
+                os.close(fd)
+        (bench.data / "million.done").touch()
+        quiet(top)
+    return top
+
+
+def idle(bench):
+    """Memory and processor time with a million files protected and nothing to do; a restart without anything changed."""
+    memory = Row("1,000,000 files protected and idle: resident", "MiB")
+    source = million(bench)
+    with Farwrite(bench.place, bench.program) as c:
+        begin = time.monotonic()
+        c.start(source)
+        memory.note(f"first backup of the million: {time.monotonic() - begin:.0f} s")
+        restart = Row("restart of the source, 1,000,000 files unchanged")
+        for _ in range(bench.runs):
+            restart.add("find -printf", elapsed(lambda: run("find", source, "-printf", "%p %s %T@ %i\n") and None))
+            os.killpg(c.daemon.pid, 15)
+            c.daemon.wait(60)
+            begin = time.monotonic()
+            c.run_source()
+            c.settle()
+            restart.add("farwrite, compare", time.monotonic() - begin)
+        time.sleep(15)
+        processor = Row("1,000,000 files protected and idle: processor time in a minute", "ms")
+        before = [process_figures(p.pid) for p in (c.daemon, c.server)]
+        time.sleep(60)
+        for who, p, b in zip(("source", "vault"), (c.daemon, c.server), before):
+            rss, cpu, switches = process_figures(p.pid)
+            memory.add(f"farwrite {who}", rss)
+            processor.add(f"farwrite {who}", (cpu - b[1]) * 1000)
+            processor.note(f"{who}: {switches - b[2]} times awake in the minute")
+    return [memory, processor, restart]
+
+
+class Delay:
+    """A proxy that holds every byte back for a time, each way, without limiting how many are under way."""
+
+    def __init__(self, to, seconds):
+        self.to, self.seconds = to, seconds
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                a = self.listener.accept()[0]
+                b = socket.create_connection(("127.0.0.1", self.to))
+            except OSError:
+                return
+            for x, y in ((a, b), (b, a)):
+                x.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.one_way(x, y)
+
+    def one_way(self, x, y):
+        import queue
+        under_way = queue.Queue()
+
+        def take():
+            try:
+                while data := x.recv(MIB):
+                    under_way.put((time.monotonic() + self.seconds, data))
+            except OSError:
+                pass
+            under_way.put(None)
+
+        def give():
+            try:
+                while item := under_way.get():
+                    time.sleep(max(0.0, item[0] - time.monotonic()))
+                    y.sendall(item[1])
+                y.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+        for work in (take, give):
+            threading.Thread(target=work, daemon=True).start()
+
+
+def distance(bench):
+    """The same first backup through a proxy, with and without 50 ms each way."""
+    row = Row("100,000 small files through a proxy", "files/s")
+    top = bench.data / "small"
+    if not (bench.data / "small.done").exists():
+        for i in range(100_000):
+            file = top / f"{i // 100}" / f"{i}"
+            if i % 100 == 0:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(random.Random(i).randbytes(1024))
+        (bench.data / "small.done").touch()
+    for _ in range(bench.runs):
+        for name, seconds in (("no delay", 0.0), ("50 ms each way", 0.05)):
+            with Farwrite(bench.place, bench.program) as c:
+                c.dial = Delay(c.port, seconds).port
+                c.add(top)
+                quiet(top)
+                begin = time.monotonic()
+                c.run_source()
+                c.settle()
+                row.add(name, 100_000 / (time.monotonic() - begin))
+                equal(top, c.copy())
+    return row
+
+
+def many(bench, sources=200, files=250):
+    """Many sources at once against one with as much to send."""
+    row = Row(f"{sources} sources at once to one vault", "MB/s")
+    chance = random.Random(6)
+    top = bench.data / "many"
+    if not top.exists():
+        for s in range(sources):
+            for i in range(files):
+                file = top / f"s{s}" / f"{i}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(chance.randbytes(8192))
+    megabytes = sources * files * 8192 / 1e6
+    with Farwrite(bench.place, bench.program) as c:
+        c.add(top)
+        begin = time.monotonic()
+        c.run_source()
+        c.settle()
+        row.add("one source", megabytes / (time.monotonic() - begin))
+    with Farwrite(bench.place, bench.program, tag="many") as c:
+        states = []
+        for s in range(sources):
+            state = c.place / f"state{s}"
+            invite = run(bench.program, "vault", "invite", c.vault, "--name", f"s{s}", "--address", f"127.0.0.1:{c.port}")
+            run(bench.program, "source", "add", top / f"s{s}", "--to", "farwrite1:" + invite.split("farwrite1:")[1].split()[0], "--state", state)
+            states.append(state)
+        begin = time.monotonic()
+        for state in states:
+            c.spawn(bench.program, "source", "run", "--state", state, "--sensor", "inotify")
+        ends = [None] * sources
+
+        def one(s):
+            wait("socket", lambda: (states[s] / "control.sock").exists(), 120)
+            wait("flush", lambda: run(bench.program, "flush", "--state", states[s], "--timeout", "10m") is not None, 600, 0.2)
+            ends[s] = time.monotonic() - begin
+
+        threads = [threading.Thread(target=one, args=(s,)) for s in range(sources)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        if None in ends:
+            raise Failed("not every source was done")
+        row.add(f"{sources} sources together", megabytes / max(ends))
+        row.note(f"the first source was done after {min(ends):.1f} s, the median after {sorted(ends)[sources // 2]:.1f} s, the last after {max(ends):.1f} s")
+        row.note("the starting of all daemons is part of it")
+        for s in range(sources):
+            equal(top / f"s{s}", f"{c.vault}/sources/s{s}/mirror{top}/s{s}")
+    return row
+
+
+def restore(bench, source, title, peers):
+    row = Row(title)
+    with Farwrite(bench.place, bench.program) as ours:
+        ours.start(source)
+        others = [other(bench.place) for other in peers]
+        for o in others:
+            o.backup(source)
+        to = bench.place / "restored"
+
+        def timed(name, work):
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir()
+            quiet(to)
+            where = [None]
+
+            def do():
+                where[0] = work()
+            row.add(name, synced(to, do))
+            equal(source, where[0])
+        for _ in range(bench.runs):
+            timed("farwrite", lambda: ours.restore(to) or to / source.name)
+            timed("cp", lambda: run("cp", "-a", source, to) and None or to / source.name)
+            for o in others:
+                timed(o.name, lambda: o.restore(to, source))
+        shutil.rmtree(to)
+        for o in others:
+            o.__exit__(None, None, None)
+    return row
+
+
+def restore_tree(bench):
+    """Restore of the kernel's source tree."""
+    return restore(bench, tree(bench), "restore of the kernel's source tree, ends with sync -f", [Restic, Borg])
+
+
+def restore_large(bench):
+    """Restore of one large file."""
+    return restore(bench, large(bench), "restore of an incompressible file of 4 GiB, ends with sync -f", [Restic, Borg] if bench.slow else [])
+
+
+ROWS = {
+    "latency": latency, "delta": delta, "first-tree": first_tree, "first-large": first_large, "storm": storm, "flood": flood,
+    "application": application, "idle": idle, "distance": distance, "many": many, "restore-tree": restore_tree,
+    "restore-large": restore_large,
+}
