@@ -38,9 +38,9 @@ pub struct VaultStatus {
 pub struct VaultSource {
     /// Its name here.
     pub name: String,
-    /// It has a session with this daemon now. One that comes through ssh is not seen.
+    /// It has a session now: with this daemon, or (where the kernel's list of locks shows it) through ssh.
     pub connected: bool,
-    /// When it last was, or else when its last batch was made; RFC 3339.
+    /// When it last was, or else when its last batch was made; RFC 3339. While it is connected, this stays behind.
     pub last_seen: Option<String>,
     /// Time of the last batch at the source, RFC 3339.
     pub last_backup: Option<String>,
@@ -236,6 +236,8 @@ pub trait VaultHandler: Send + Sync + 'static {
     fn change_settings(&self, change: VaultSettingsChange) -> Answer<VaultSettings>;
     /// Sends a test alert by every channel, and waits for the outcome.
     fn test_alerts(&self) -> Answer<TestedAlerts>;
+    /// Numbers in the OpenMetrics text format.
+    fn metrics(&self) -> Answer<String>;
     /// Makes sure that the GUI is served, and lets one browser in.
     fn open_ui(&self) -> Answer<UiPlace> {
         Err(Fault::not_offered())

@@ -39,6 +39,7 @@ pub fn vault_openapi() -> String {
         settings,
         change_settings,
         test_alerts,
+        metrics,
         open_ui
     ),
     components(schemas(Fault))
@@ -56,6 +57,7 @@ pub fn vault_router(handler: Arc<dyn VaultHandler>) -> Router {
         .route("/v1/sources/{name}/prune/preview", post(preview_prune))
         .route("/v1/alerts", get(settings).post(change_settings))
         .route("/v1/alerts/test", post(test_alerts))
+        .route("/v1/metrics", get(metrics))
         .route("/v1/ui", post(open_ui))
         .route("/v1/openapi.json", get(document))
         .fallback(async || Fault::not_found("there is nothing of that name in this API"))
@@ -131,6 +133,14 @@ async fn change_settings(
 /// Sends a test alert by every channel, once, and waits for the outcome.
 async fn test_alerts(State(h): Shared) -> Reply<TestedAlerts> {
     reply(h, |h| h.test_alerts()).await
+}
+
+#[utoipa::path(get, path = "/v1/metrics", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
+/// Numbers in the OpenMetrics text format.
+async fn metrics(State(h): Shared) -> Result<Response, Fault> {
+    let text = call(h, |h| h.metrics()).await?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
 #[utoipa::path(post, path = "/v1/ui", responses((status = 200, body = UiPlace)))]

@@ -141,6 +141,9 @@ pub enum VaultCommand {
         /// Serve the vault's GUI from the start and print a link to it [default address: loopback, port 9876 if it is free]
         #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "")]
         ui: Option<String>,
+        /// Serve numbers for a monitoring system at /metrics there, to whoever asks
+        #[arg(long, value_name = "ADDR:PORT")]
+        metrics: Option<String>,
     },
     /// Open the GUI of a vault that is being served in a browser
     #[command(after_help = "Examples:\n  farwrite vault ui /srv/vault")]

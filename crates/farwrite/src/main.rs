@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod doctor;
 mod history;
+mod openmetrics;
 mod source;
 mod state;
 mod toml_merge;

@@ -1,10 +1,10 @@
-//! The status as OpenMetrics text (<https://github.com/prometheus/OpenMetrics>, version 1.0.0). No path and no name of a file
-//! is in it: whoever may read numbers must not learn names.
+//! The status of a source in numbers. No path and no name of a file is in it: whoever may read numbers must not learn names.
 
 use super::supervisor::Supervisor;
+use crate::openmetrics::Metrics;
 use farwrite_control::{State, Status, Vault};
 use parking_lot::Mutex;
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::time::Duration;
 
 /// Upper bounds of the ack histogram, in seconds.
@@ -34,41 +34,27 @@ impl AckTimes {
     }
 }
 
-/// Text in the making.
-#[derive(Default)]
-struct Metrics(String);
+/// One for each vault.
+trait OfVaults {
+    fn vault_gauge<T: Display>(
+        &mut self,
+        s: &Status,
+        name: &str,
+        unit: &str,
+        help: &str,
+        value: impl Fn(&Vault) -> T,
+    );
+    fn vault_counter(
+        &mut self,
+        s: &Status,
+        name: &str,
+        unit: &str,
+        help: &str,
+        value: impl Fn(&Vault) -> u64,
+    );
+}
 
-impl Metrics {
-    fn family(&mut self, kind: &str, name: &str, unit: &str, help: &str) {
-        let _ = writeln!(self.0, "# TYPE farwrite_{name} {kind}");
-        if !unit.is_empty() {
-            let _ = writeln!(self.0, "# UNIT farwrite_{name} {unit}");
-        }
-        let _ = writeln!(self.0, "# HELP farwrite_{name} {help}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<String> = labels
-            .iter()
-            .map(|(k, v)| format!("{k}=\"{}\"", escaped(v)))
-            .collect();
-        let labels = match labels.is_empty() {
-            true => String::new(),
-            false => format!("{{{}}}", labels.join(",")),
-        };
-        let _ = writeln!(self.0, "farwrite_{name}{labels} {value}");
-    }
-
-    fn gauge(&mut self, name: &str, unit: &str, help: &str, value: impl Display) {
-        self.family("gauge", name, unit, help);
-        self.sample(name, &[], value);
-    }
-
-    fn counter(&mut self, name: &str, unit: &str, help: &str, value: u64) {
-        self.family("counter", name, unit, help);
-        self.sample(&format!("{name}_total"), &[], value);
-    }
-
+impl OfVaults for Metrics {
     fn vault_gauge<T: Display>(
         &mut self,
         s: &Status,
@@ -96,12 +82,6 @@ impl Metrics {
             self.sample(&format!("{name}_total"), &[("vault", &v.name)], value(v));
         }
     }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 impl Supervisor {
@@ -138,8 +118,7 @@ impl Supervisor {
             m.sample("ack_seconds_sum", &[("vault", vault)], t.seconds);
             m.sample("ack_seconds_count", &[("vault", vault)], sum);
         }
-        m.0.push_str("# EOF\n");
-        m.0
+        m.finish()
     }
 }
 
@@ -312,16 +291,4 @@ fn of_vaults(m: &mut Metrics, s: &Status) {
     m.vault_counter(s, "reconnects", "", "Connections made anew.", |v| {
         v.reconnects
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_cannot_break_a_line() {
-        let mut m = Metrics::default();
-        m.sample("x", &[("vault", "a\"b\\c\nd")], 1.5);
-        assert_eq!(m.0, "farwrite_x{vault=\"a\\\"b\\\\c\\nd\"} 1.5\n");
-    }
 }

@@ -2,7 +2,7 @@
 //! the GUI. Reads what the server writes as any other process could, and decides nothing about it.
 
 use super::alerts::{self, AlertsFile};
-use super::presence::Presence;
+use super::presence::{self, Presence};
 use super::retained;
 use super::space::Spaces;
 use super::status::{Row, rfc3339, row, rows};
@@ -151,8 +151,14 @@ impl VaultDaemon {
             return;
         };
         let seen = self.presence.of(&name);
-        s.connected = seen.is_here();
-        if let Some(t) = seen.last.and_then(rfc3339) {
+        // A session through ssh is one of another process.
+        let lock = self.vault.source_dir(&name).join("lock");
+        let through_ssh = !seen.is_here() && presence::is_locked(&lock);
+        if through_ssh {
+            self.presence.note(&name);
+        }
+        s.connected = seen.is_here() || through_ssh;
+        if let (false, Some(t)) = (s.connected, seen.last.and_then(rfc3339)) {
             s.last_seen = Some(t);
         }
         (s.space, s.growth_per_day) = self.spaces.of(&name);
@@ -275,6 +281,10 @@ impl VaultHandler for VaultDaemon {
 
     fn test_alerts(&self) -> Answer<TestedAlerts> {
         Ok(alert::tested(&self.file()?.channels()))
+    }
+
+    fn metrics(&self) -> Answer<String> {
+        Ok(super::metrics::text(&self.status()))
     }
 
     fn open_ui(&self) -> Answer<UiPlace> {

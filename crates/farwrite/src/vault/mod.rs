@@ -10,6 +10,7 @@ mod failure;
 mod init;
 mod invite;
 mod mark;
+mod metrics;
 mod presence;
 mod prune;
 mod retained;
@@ -36,7 +37,8 @@ pub fn run(command: VaultCommand) -> anyhow::Result<()> {
             vault_dir,
             listen,
             ui,
-        } => serve::run(&vault_dir, &listen, ui),
+            metrics,
+        } => serve::run(&vault_dir, &listen, ui, metrics.as_deref()),
         VaultCommand::Ui { vault_dir } => commands::ui(&vault_dir),
         VaultCommand::AlertTest { vault_dir } => commands::test_alerts(&vault_dir),
         VaultCommand::Invite {

@@ -3,6 +3,8 @@
 use farwrite_core::{SourceName, Timestamp};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -42,10 +44,29 @@ impl Presence {
         }
     }
 
+    /// It is here, by another process.
+    pub(super) fn note(&self, name: &SourceName) {
+        self.0.lock().entry(name.clone()).or_default().last = Some(SystemTime::now().into());
+    }
+
     /// What is known of one source since this process began.
     pub(super) fn of(&self, name: &SourceName) -> Seen {
         self.0.lock().get(name).copied().unwrap_or_default()
     }
+}
+
+/// Does another process hold this lock? Asks the kernel's list, since trying to take the lock could turn away who really
+/// wants it. Where the list shows nothing (another pid namespace, some filesystems), the answer is no.
+pub(super) fn is_locked(path: &Path) -> bool {
+    let Ok(file) = std::fs::metadata(path) else {
+        return false;
+    };
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks
+        .lines()
+        .any(|l| l.contains("FLOCK") && l.split_whitespace().any(|word| word == place))
 }
 
 impl Drop for Here {
@@ -54,5 +75,37 @@ impl Drop for Here {
             seen.sessions = seen.sessions.saturating_sub(1);
             seen.last = Some(SystemTime::now().into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FlockOperation, flock};
+
+    #[test]
+    fn a_lock_of_somebody_else_is_seen() {
+        let t = tempfile::tempdir().unwrap();
+        let path = t.path().join("lock");
+        assert!(!is_locked(&path));
+        let file = std::fs::File::create(&path).unwrap();
+        assert!(!is_locked(&path));
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        assert!(is_locked(&path));
+        drop(file);
+        assert!(!is_locked(&path));
+    }
+
+    #[test]
+    fn a_source_is_here_as_long_as_it_has_a_session() {
+        let all = Arc::new(Presence::default());
+        let name = SourceName::new("web1").unwrap();
+        assert_eq!(all.of(&name), Seen::default());
+        let first = all.enter(&name);
+        let second = all.enter(&name);
+        drop(first);
+        assert!(all.of(&name).is_here());
+        drop(second);
+        assert!(!all.of(&name).is_here() && all.of(&name).last.is_some());
     }
 }

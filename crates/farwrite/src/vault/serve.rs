@@ -12,6 +12,7 @@ use farwrite_transfer::net::tls::{self, Fingerprint, Identity};
 use farwrite_transfer::net::{Server, ServerOptions, Service, serve_stdio};
 use farwrite_vault::Vault;
 use farwrite_vault::vault::{load_toml, save_toml};
+use farwrite_web::Metrics;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -119,8 +120,10 @@ fn beside(
     serving: &Serving,
     listen: SocketAddr,
     ui: Option<String>,
-) -> anyhow::Result<(Arc<VaultDaemon>, Option<Control>)> {
-    let wanted = ui.is_some();
+    metrics: Option<&str>,
+) -> anyhow::Result<(Arc<VaultDaemon>, Option<Control>, Option<Metrics>)> {
+    let wanted = ui.is_some() || metrics.is_some();
+    let show = ui.is_some();
     let at = ui.filter(|a| !a.is_empty());
     let daemon = VaultDaemon::start(serving.vault.clone(), listen, serving.presence.clone(), at)?;
     let path = socket_path(&serving.dir);
@@ -132,10 +135,15 @@ fn beside(
             None
         }
     };
-    if wanted {
+    if show {
         println!("{}", daemon.ui_place()?.url);
     }
-    Ok((daemon, control))
+    let metrics = metrics.map(|address| {
+        let told = || format!("--metrics {address}");
+        let listener = TcpListener::bind(address).with_context(told)?;
+        Metrics::start(listener, &path).with_context(told)
+    });
+    Ok((daemon, control, metrics.transpose()?))
 }
 
 fn lock(dir: &Path) -> anyhow::Result<File> {
@@ -158,10 +166,15 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 }
 
 /// The command: serves in the foreground until SIGINT or SIGTERM.
-pub(super) fn run(vault_dir: &Path, listen: &str, ui: Option<String>) -> anyhow::Result<()> {
+pub(super) fn run(
+    vault_dir: &Path,
+    listen: &str,
+    ui: Option<String>,
+    metrics: Option<&str>,
+) -> anyhow::Result<()> {
     let (serving, listener) = Serving::prepare(init::open(vault_dir)?, || bind(listen))?;
     let runtime = runtime()?;
-    let (daemon, control) = beside(&serving, listener.local_addr()?, ui)?;
+    let (daemon, control, metrics) = beside(&serving, listener.local_addr()?, ui, metrics)?;
     let (stop, shutdown) = watch::channel(false);
     let served = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -183,6 +196,7 @@ pub(super) fn run(vault_dir: &Path, listen: &str, ui: Option<String>) -> anyhow:
         stop.send_replace(true);
         server.await?
     });
+    drop(metrics);
     drop(control);
     daemon.stop();
     served

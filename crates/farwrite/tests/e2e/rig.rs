@@ -261,11 +261,17 @@ impl Vault {
 
     /// Serves it, at the same address as before.
     pub fn serve(&mut self) {
+        self.serve_with(&[]);
+    }
+
+    /// The same with more arguments.
+    pub fn serve_with(&mut self, more: &[&str]) {
         let log = self.log();
         let before = fs::metadata(&log).map_or(0, |m| m.len() as usize);
         let mut command = (self.command)();
         command
             .args(["vault", "serve", "--listen", &self.address])
+            .args(more)
             .arg(&self.dir);
         let mut server = Running::start(&mut command, log.clone());
         self.address = until("the vault is served", SOON, || {

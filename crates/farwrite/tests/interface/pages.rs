@@ -26,6 +26,18 @@ fn every_page_is_for_everybody() {
         fs::create_dir_all(&place.top).unwrap();
     }
     let site = Site::open_in(place, fill);
+    // With a second directory, each has a switch.
+    let api =
+        farwrite_control::Client::connect(&site.pair.source.state.join("control.sock")).unwrap();
+    let known = api.get::<farwrite_control::Settings>("settings").unwrap();
+    let letters = site.place.dir("letters");
+    let protect = farwrite_control::Protect {
+        directory: letters.to_str().unwrap().into(),
+        to: known.vaults[0].name.clone(),
+        ..farwrite_control::Protect::default()
+    };
+    api.post::<farwrite_control::Settings>("protect", &protect)
+        .unwrap();
     let b = &site.browser;
     let report = site.pair.src.join("papers/report.txt");
     let mut then = String::new();

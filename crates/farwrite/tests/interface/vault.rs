@@ -264,6 +264,42 @@ fn a_vault_is_verified_on_its_page_and_tells_somebody_what_is_wrong() {
         (!status(&site.pair.vault.dir).alerts.is_empty()).then_some(())
     });
     assert!(site.pair.vault.verify().code == Some(1));
+    // The same in numbers, for a monitoring system.
+    site.pair.vault.stop();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    drop(taken);
+    site.pair.vault.serve_with(&["--metrics", &address]);
+    let metrics = || {
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        say(&address, request)
+    };
+    let text = until("the alert is among the numbers", SOON, || {
+        let answer = metrics();
+        assert!(answer.head.contains("openmetrics-text"), "{}", answer.head);
+        answer
+            .body
+            .contains("farwrite_vault_alert{alert=\"verify\",source=\"web1\"} 1")
+            .then_some(answer.body)
+    });
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let number = |name: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(&format!("farwrite_vault_source_{name}{{")));
+        let value = line
+            .unwrap_or_else(|| panic!("{name}: {text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    assert!(number("verify_findings") > 0.0 && number("verify_age_seconds") < 600.0);
+    assert!(number("log_bytes") > 0.0 && number("versions") > 0.0);
+    assert!(
+        !text.contains("nobody's business") && !text.contains("demo"),
+        "{text}"
+    );
 }
 
 #[test]
