@@ -237,6 +237,16 @@ pub enum VaultCommand {
         #[command(flatten)]
         policy: PolicyArgs,
     },
+    /// Let go of the ransomware brake, which keeps a source from being pruned
+    #[command(
+        after_help = "Examples:\n  farwrite vault status /srv/vault\n  farwrite vault release /srv/vault web1"
+    )]
+    Release {
+        /// The vault
+        vault_dir: PathBuf,
+        /// The source
+        source: SourceName,
+    },
     /// Give a moment a name, so that it is kept; without a name: list the marks
     #[command(
         after_help = "Examples:\n  farwrite vault mark /srv/vault web1\n  farwrite vault mark /srv/vault web1 before-upgrade --at \"yesterday 14:00\"\n  farwrite vault mark /srv/vault web1 before-upgrade --remove"

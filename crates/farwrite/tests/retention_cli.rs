@@ -252,4 +252,29 @@ fn a_vault_is_pruned_as_it_was_said_and_what_is_kept_comes_back() {
     );
     let again = p.json(&["vault", "prune", "vault"]);
     assert_eq!(again[0]["moments_dropped"], 1);
+
+    // The brake: said, obeyed, and let go of.
+    let dir = p.vault.source_dir(&p.source);
+    std::fs::write(
+        dir.join("brake.toml"),
+        "why = \"a test\"\nfirst = 7\nmark = \"brake-6\"\n[time]\nsec = 1\nnsec = 0\n",
+    )
+    .unwrap();
+    let status = p.json(&["vault", "status", "vault"]);
+    assert_eq!(status[0]["brake"]["why"], "a test");
+    assert!(status[0]["disk_bytes"].as_u64() < status[0]["log_bytes"].as_u64());
+    assert!(
+        p.good(&["vault", "status", "vault"])
+            .contains("brake is set")
+    );
+    assert!(p.bad(&["vault", "prune", "vault"]).contains("a test"));
+    assert!(
+        p.good(&["vault", "release", "vault", "web1"])
+            .contains("brake-6")
+    );
+    assert!(
+        p.good(&["vault", "release", "vault", "web1"])
+            .contains("is not set")
+    );
+    p.good(&["vault", "prune", "vault"]);
 }

@@ -8,7 +8,7 @@ pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 
 use crate::catalog::{Catalog, CatalogError, Delta, Mark};
 use crate::mirror::{Mirror, MirrorError, MirrorStats};
-use crate::retention::{Policy, PruneError, PruneReport};
+use crate::retention::{Policy, PruneError, PruneReport, Watch, brake_percent};
 use crate::segment::{BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered};
 use crate::vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender};
@@ -18,7 +18,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Bytes of records that wait for the append thread; beyond that [`SourceVault::submit`] waits.
 pub const SUBMIT_BYTES: usize = 32 << 20;
@@ -147,6 +147,12 @@ impl SourceVault {
             mirror: None,
             wants_mirror: options.mirror,
             checkpointed: Instant::now(),
+            watch: Watch::new(
+                &vault.source_dir(name),
+                recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
+            ),
+            vault: vault.clone(),
+            name: name.clone(),
         };
         let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -427,6 +433,9 @@ struct Apply {
     mirror: Option<Mirror>,
     wants_mirror: bool,
     checkpointed: Instant,
+    watch: Watch,
+    vault: Vault,
+    name: SourceName,
 }
 
 /// What ends the apply thread early.
@@ -503,6 +512,7 @@ impl Apply {
     }
 
     fn step(&mut self, batches: &[LoggedBatch]) -> Result<(), ApplyError> {
+        self.look_out(batches);
         let shown = self.catalog.applied();
         let applied = self.catalog.apply(batches)?;
         if self.catalog.applied() > shown {
@@ -514,6 +524,25 @@ impl Apply {
         match applied.violation {
             Some(v) => Err(CatalogError::from(v).into()),
             None => Ok(()),
+        }
+    }
+
+    /// The ransomware brake. What goes wrong with it never stops a backup.
+    fn look_out(&mut self, batches: &[LoggedBatch]) {
+        let percent = brake_percent(&self.vault, &self.name);
+        let now = (Instant::now(), SystemTime::now().into());
+        match self
+            .watch
+            .look(self.catalog.connection(), batches, percent, now)
+        {
+            Ok(None) => {}
+            Ok(Some(brake)) => tracing::warn!(
+                source = %self.name,
+                mark = brake.mark,
+                "{}: nothing of this source is pruned until farwrite vault release",
+                brake.why
+            ),
+            Err(e) => tracing::warn!(source = %self.name, "the ransomware brake: {e}"),
         }
     }
 

@@ -2,12 +2,15 @@
 //! does not parse, and never be opened if a newer Farwrite made it.
 
 use crate::catalog::{self, Mark};
-use crate::retention::Policy;
+use crate::retention::{Brake, Kept, Policy};
 use crate::segment::{LogError, list_segments, segment_path};
+use crate::source_vault::LastPrune;
 use farwrite_core::{BatchSeq, SourceName, Timestamp};
+use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Newest version of the vault's layout that is known.
@@ -129,6 +132,16 @@ pub struct SourceStatus {
     pub mirror_seq: BatchSeq,
     /// Batches of which something is known to be damaged.
     pub damaged: u64,
+    /// Bytes that the segments take on the disk: less than [`SourceStatus::log_bytes`] once something was pruned.
+    pub disk_bytes: u64,
+    /// Moments that can be asked for.
+    pub moments: u64,
+    /// The oldest of them.
+    pub oldest: Option<Timestamp>,
+    /// The ransomware brake, if it is set.
+    pub brake: Option<Brake>,
+    /// The last prune.
+    pub pruned: Option<LastPrune>,
 }
 
 impl Vault {
@@ -255,10 +268,13 @@ impl Vault {
             return Err(VaultError::NoSource(name.clone()));
         }
         let log = dir.join("log");
-        let mut log_bytes = 0;
+        let (mut log_bytes, mut disk_bytes) = (0, 0);
         if log.is_dir() {
             for segment in list_segments(&log)? {
-                log_bytes += std::fs::metadata(segment_path(&log, segment)).map_or(0, |m| m.len());
+                if let Ok(m) = std::fs::metadata(segment_path(&log, segment)) {
+                    log_bytes += m.len();
+                    disk_bytes += m.blocks() * 512;
+                }
             }
         }
         let mut status = SourceStatus {
@@ -272,19 +288,27 @@ impl Vault {
             log_bytes,
             mirror_seq: BatchSeq(0),
             damaged: 0,
+            disk_bytes,
+            moments: 0,
+            oldest: None,
+            brake: Brake::load(&dir),
+            pruned: LastPrune::load(&dir),
         };
+        let kept = Kept::load(&dir)?;
         let path = dir.join("catalog.db");
         if path.exists() {
-            read_catalog(&path, &mut status).map_err(|source| catalog::CatalogError::Sqlite {
-                path: path.clone(),
-                source,
+            read_catalog(&path, &kept, &mut status).map_err(|source| {
+                catalog::CatalogError::Sqlite {
+                    path: path.clone(),
+                    source,
+                }
             })?;
         }
         Ok(status)
     }
 }
 
-fn read_catalog(path: &Path, status: &mut SourceStatus) -> rusqlite::Result<()> {
+fn read_catalog(path: &Path, kept: &Kept, status: &mut SourceStatus) -> rusqlite::Result<()> {
     let conn = catalog::open_reader(path)?;
     if let Some(newest) = catalog::newest_batch(&conn)? {
         status.last_seq = newest.commit.seq;
@@ -295,6 +319,17 @@ fn read_catalog(path: &Path, status: &mut SourceStatus) -> rusqlite::Result<()> 
     let (batches, damaged): (i64, i64) =
         conn.query_row(counts, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
     (status.batches, status.damaged) = (batches as u64, damaged as u64);
+    let since = (status.last_seq.0 + 1).saturating_sub(kept.horizon.0.max(1));
+    status.moments = kept.before.len() as u64 + since;
+    let sql = "SELECT sec, nsec FROM batches WHERE seq=?1";
+    status.oldest = conn
+        .query_row(sql, [kept.first().0 as i64], |r| {
+            Ok(Timestamp {
+                sec: r.get(0)?,
+                nsec: r.get(1)?,
+            })
+        })
+        .optional()?;
     status.versions = catalog::read_mark(&conn, Mark::Versions)?;
     status.mirror_seq = BatchSeq(catalog::read_mark(&conn, Mark::MirrorSeq)?);
     Ok(())

@@ -73,6 +73,7 @@ pub fn run(command: VaultCommand) -> anyhow::Result<()> {
             json,
             policy,
         } => prune::retention(&vault_dir, source.as_ref(), &policy, inherit, json),
+        VaultCommand::Release { vault_dir, source } => prune::release(&vault_dir, &source),
         VaultCommand::Mark {
             vault_dir,
             source,

@@ -26,7 +26,9 @@ use crate::bytes;
 use crate::cli::PolicyArgs;
 use anyhow::{Context, bail};
 use farwrite_core::{SourceName, Timestamp};
-use farwrite_vault::retention::{POLICY_FILE, Policy, PruneOptions, PruneReport, Span, preview};
+use farwrite_vault::retention::{
+    Brake, POLICY_FILE, Policy, PruneOptions, PruneReport, Span, preview,
+};
 use farwrite_vault::{Options, PruneRequest, SourceVault, Vault, VaultError};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -234,6 +236,28 @@ fn policy_json(policy: &Policy) -> Value {
         "monthly": text(policy.monthly),
         "keeps_everything": policy.keeps_everything(),
     })
+}
+
+/// `farwrite vault release`: lets go of the ransomware brake.
+pub(super) fn release(vault_dir: &Path, source: &SourceName) -> anyhow::Result<()> {
+    let vault = init::open(vault_dir)?;
+    let dir = vault.source_dir(source);
+    if !dir.is_dir() {
+        bail!("the vault has no source {source}");
+    }
+    let mark = Brake::load(&dir).and_then(|b| b.mark);
+    if !Brake::release(&dir)? {
+        println!("{source}: the brake is not set");
+        return Ok(());
+    }
+    println!("{source}: released, and pruned again as its policy says");
+    if let Some(mark) = mark {
+        println!(
+            "{source}: the mark {mark} stays until it is taken away: farwrite vault mark {} {source} {mark} --remove",
+            vault_dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// Shows the policy of the vault and its sources, or sets one.

@@ -49,6 +49,7 @@ fn read(p: &RetentionPolicy) -> Answer<Policy> {
         daily: span("daily", &p.daily)?,
         weekly: span("weekly", &p.weekly)?,
         monthly: span("monthly", &p.monthly)?,
+        brake_percent: None,
     };
     policy
         .check()
@@ -58,7 +59,16 @@ fn read(p: &RetentionPolicy) -> Answer<Policy> {
 
 /// Sets a source's own policy.
 pub(super) fn set(vault: &Vault, name: &SourceName, p: &RetentionPolicy) -> Answer<Retention> {
-    let policy = read(p)?;
+    // Not on the page: it stays as it is.
+    let brake_percent = vault
+        .policy(name)
+        .map_err(|e| Fault::failed(e.to_string()))?
+        .0
+        .brake_percent;
+    let policy = Policy {
+        brake_percent,
+        ..read(p)?
+    };
     policy
         .save(&vault.source_dir(name))
         .map_err(|e| Fault::failed(e.to_string()))?;

@@ -12,6 +12,11 @@
 //! batches, versions, log_bytes
 //! mirror_batch    the batch that the mirror shows
 //! damaged         batches of which something is known to be damaged
+//! disk_bytes      what the segments take on the disk: less than log_bytes once something was pruned
+//! moments         moments that can be asked for
+//! oldest          time of the oldest, RFC 3339, null if there is none
+//! brake           null, or what set the ransomware brake: time, why, mark (null or its name)
+//! pruned          null, or the last prune: time, error (null or why not), moments_dropped, bytes_freed
 //! failure         null, or what went wrong last and has not been well since
 //! failure_time    when, RFC 3339, or null
 //! error           null, or why nothing more is known
@@ -126,6 +131,16 @@ fn to_json(row: &Row, now: Timestamp) -> Value {
         "log_bytes": s.log_bytes,
         "mirror_batch": s.mirror_seq,
         "damaged": s.damaged,
+        "disk_bytes": s.disk_bytes,
+        "moments": s.moments,
+        "oldest": s.oldest.and_then(rfc3339),
+        "brake": s.brake.as_ref().map(|b| json!({
+            "time": rfc3339(b.time), "why": b.why, "mark": b.mark,
+        })),
+        "pruned": s.pruned.as_ref().map(|p| json!({
+            "time": rfc3339(p.time), "error": p.error,
+            "moments_dropped": p.report.moments_dropped, "bytes_freed": p.report.bytes_freed,
+        })),
     });
     if let (Value::Object(all), Value::Object(more)) = (&mut value, more) {
         all.extend(more);
@@ -163,6 +178,16 @@ fn table(rows: &[Row], now: Timestamp) -> String {
                 s.damaged
             )),
             Ok(_) => {}
+        }
+        if let Ok(s) = &row.status {
+            if let Some(b) = &s.brake {
+                note(format!(
+                    "the ransomware brake is set, nothing is pruned: {} (farwrite vault release lets go of it)",
+                    b.why
+                ));
+            } else if let Some(e) = s.pruned.as_ref().and_then(|p| p.error.as_ref()) {
+                note(format!("the last prune failed: {e}"));
+            }
         }
         if let Some(f) = &row.failure {
             note(format!(
@@ -202,7 +227,7 @@ fn cells_of(row: &Row, s: &SourceStatus, now: Timestamp) -> [String; 6] {
         s.last_time
             .map_or_else(|| "-".into(), |t| bytes::span(now.since(t))),
         bytes::grouped(s.versions),
-        bytes::show(s.log_bytes),
+        bytes::show(s.log_bytes.min(s.disk_bytes)),
         mirror,
     ]
 }

@@ -1,7 +1,8 @@
 //! `farwrite vault verify`: reads every byte of the vault's logs and compares it with its checksums; says what it found
 //! and changes nothing but the note of how it ended. Exit status 1 if anything is wrong.
 //!
-//! With `--json` one array, an object per source: `name`, `segments`, `bytes`, `records`, `batches`, `more_findings` (not
+//! With `--json` one array, an object per source: `name`, `segments`, `bytes`, `records`, `batches`, `pruned` (blocks that are
+//! no longer kept), `more_findings` (not
 //! listed), `error` (null, or why it could not be read) and `findings`: `segment`, `offset`, `batch` (or null), `what`.
 
 use super::{init, verified};
@@ -121,7 +122,7 @@ fn to_json((name, report): &Verified) -> Value {
         Err(e) => (&empty, Some(e.to_string())),
     };
     json!({
-        "name": name, "segments": r.segments, "bytes": r.bytes, "records": r.records, "batches": r.batches,
+        "name": name, "segments": r.segments, "bytes": r.bytes, "records": r.records, "batches": r.batches, "pruned": r.pruned,
         "findings": r.findings.iter().map(finding).collect::<Vec<_>>(),
         "more_findings": r.more_findings, "error": error,
     })

@@ -231,6 +231,11 @@ impl Catalog {
         Ok(answer)
     }
 
+    /// For questions of the vault's own.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
     /// The tree as it stood after a batch.
     pub fn view(&self, at: BatchSeq) -> View<'_> {
         View::new(&self.conn, at, self.applied)

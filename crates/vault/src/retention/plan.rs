@@ -211,6 +211,7 @@ mod tests {
             weekly: span(24 * 90),
             monthly: span(24 * 900),
             keep_all: Some(Span::Seconds(3600 * (1 + dice.below(24 * 9)))),
+            brake_percent: None,
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Policy {
     pub weekly: Option<Span>,
     /// Of each month (UTC).
     pub monthly: Option<Span>,
+    /// The share of all files that sets the ransomware brake, in percent; 0: never. `None`: the usual one.
+    pub brake_percent: Option<u8>,
 }
 
 impl FromStr for Span {
@@ -105,6 +107,7 @@ struct InFile {
     daily: Option<String>,
     weekly: Option<String>,
     monthly: Option<String>,
+    brake_percent: Option<u8>,
 }
 
 impl Policy {
@@ -145,6 +148,7 @@ impl Policy {
             daily: span(file.daily)?,
             weekly: span(file.weekly)?,
             monthly: span(file.monthly)?,
+            brake_percent: file.brake_percent,
         };
         policy.check().map_err(|e| e.to_string())?;
         Ok(policy)
@@ -174,6 +178,14 @@ impl Policy {
         {
             out += &line(key, what, *span, example);
         }
+        let (mark, percent) = match self.brake_percent {
+            Some(p) => ("", p),
+            None => ("# ", super::BRAKE_PERCENT),
+        };
+        out += &format!(
+            "\n# So many percent of all files rewritten or renamed at once look like ransomware, and stop the pruning; 0: never.\n\
+             {mark}brake_percent = {percent}\n"
+        );
         out
     }
 
@@ -218,6 +230,7 @@ mod tests {
             daily: some("1y"),
             weekly: some("36h"),
             monthly: some("forever"),
+            brake_percent: Some(35),
         };
         assert_eq!(Policy::parse(&all.to_text()).unwrap(), all);
         let none = Policy::default();

@@ -3,6 +3,7 @@
 //! moment is whole. It must never write to the catalog itself (its one owner does, in small steps), nor go on with a catalog
 //! that it has reason to doubt.
 
+use super::brake::Brake;
 use super::kept::Kept;
 use super::live::Live;
 use super::marks::MarksLock;
@@ -64,6 +65,11 @@ pub enum PruneError {
         "{0} batches are damaged, so it is not certain what is still needed: nothing is pruned (farwrite vault verify says more)"
     )]
     Damaged(u64),
+    /// The brake is set.
+    #[error(
+        "the ransomware brake is set, so nothing is pruned: {0} (farwrite vault release lets go of it)"
+    )]
+    Brake(String),
     /// The catalog is not what it should be.
     #[error("catalog: {0}: nothing is pruned")]
     Catalog(String),
@@ -104,7 +110,13 @@ pub fn prune(
     write: Write<'_>,
     keep_going: &dyn Fn() -> bool,
 ) -> Done<PruneReport> {
-    Run::open(vault, name, options, write, keep_going)?.prune()
+    let dir = vault.source_dir(name);
+    if Brake::is_set(&dir) {
+        let why = Brake::load(&dir).map_or_else(|| "its file cannot be read".into(), |b| b.why);
+        return Err(PruneError::Brake(why));
+    }
+    let keep_going = || keep_going() && !Brake::is_set(&dir);
+    Run::open(vault, name, options, write, &keep_going)?.prune()
 }
 
 struct Run<'a> {

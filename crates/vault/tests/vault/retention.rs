@@ -190,6 +190,7 @@ fn random_policy(rng: &mut Rng) -> Policy {
         daily: hours(400),
         weekly: None,
         monthly: Some(Span::Forever),
+        brake_percent: None,
     }
 }
 
@@ -575,4 +576,155 @@ fn marks_keep_their_moments_and_a_name_is_given_once() {
     }
     set("the vault still may", None).unwrap_err();
     set("the-vault-still-may", None).unwrap();
+}
+
+/// A source with `count` files of text, sent and applied.
+fn texts(site: &mut Site, source: &SourceVault, count: u64) {
+    for part in 0..count / 50 {
+        let (mut ops, mut blocks) = (Vec::new(), Vec::new());
+        for i in 0..50 {
+            let n = part * 50 + i;
+            let node = NodeId(1000 + n);
+            ops.push(set(node, file_meta(2000, 1)));
+            ops.push(link(NodeId::ROOT, format!("f{n}.txt"), node));
+            ops.push(write(node, 0, i as u32, 0, 2000));
+            blocks.push(format!("file {n:06} ").repeat(200).into_bytes()[..2000].to_vec());
+        }
+        send(site, source, &ops, &blocks);
+    }
+}
+
+fn send(site: &mut Site, source: &SourceVault, ops: &[farwrite_core::Op], blocks: &[Vec<u8>]) {
+    for r in site.chaos.maker.batch(ops, blocks) {
+        source.submit(r).unwrap();
+    }
+}
+
+/// Everything sent so far is applied.
+fn settle(site: &Site) {
+    let last = site.last();
+    wait_for(|| (site.vault.status(&site.name).unwrap().last_seq == last).then_some(()));
+}
+
+fn open(site: &Site) -> SourceVault {
+    let options = Options {
+        mirror: false,
+        events: std::sync::Arc::new(|_| ()),
+    };
+    SourceVault::open(&site.vault, &site.name, options).unwrap()
+}
+
+#[test]
+fn a_tree_that_is_encrypted_sets_the_brake_and_ordinary_storms_do_not() {
+    let noise = |n: u64| Rng(n + 5).bytes(2000);
+    type Storm = fn(u64, &dyn Fn(u64) -> Vec<u8>) -> (Vec<farwrite_core::Op>, Vec<Vec<u8>>);
+    let storms: [(&str, bool, Storm); 7] = [
+        ("rewritten in place", true, |n, noise| {
+            (vec![write(NodeId(1000 + n), 0, 0, 0, 2000)], vec![noise(n)])
+        }),
+        ("another file in its place", true, |n, noise| {
+            let new = NodeId(5000 + n);
+            let ops = vec![
+                set(new, file_meta(2000, 2)),
+                write(new, 0, 0, 0, 2000),
+                link(NodeId::ROOT, format!("f{n}.txt"), new),
+            ];
+            (ops, vec![noise(n)])
+        }),
+        ("renamed", true, |n, _| {
+            let ops = vec![
+                link(NodeId::ROOT, format!("f{n}.txt.locked"), NodeId(1000 + n)),
+                unlink(NodeId::ROOT, format!("f{n}.txt")),
+            ];
+            (ops, vec![])
+        }),
+        ("saved again", false, |n, _| {
+            let text = format!("other text {n:05} ").repeat(200).into_bytes();
+            (
+                vec![write(NodeId(1000 + n), 0, 0, 0, 2000)],
+                vec![text[..2000].to_vec()],
+            )
+        }),
+        ("unpacked", false, |n, noise| {
+            let new = NodeId(5000 + n);
+            let ops = vec![
+                set(new, file_meta(2000, 2)),
+                write(new, 0, 0, 0, 2000),
+                link(NodeId::ROOT, format!("new{n}.jpg"), new),
+            ];
+            (ops, vec![noise(n)])
+        }),
+        ("compressed", false, |n, _| {
+            let ops = vec![
+                link(NodeId::ROOT, format!("f{n}.txt.gz"), NodeId(1000 + n)),
+                unlink(NodeId::ROOT, format!("f{n}.txt")),
+            ];
+            (ops, vec![])
+        }),
+        ("chmod of all", false, |n, _| {
+            let meta = farwrite_core::Meta {
+                mode: 0o600,
+                ..file_meta(2000, 1)
+            };
+            (vec![set(NodeId(1000 + n), meta)], vec![])
+        }),
+    ];
+    for (what, brakes, storm) in storms {
+        let mut site = Site::new(1, 1);
+        let source = open(&site);
+        texts(&mut site, &source, 400);
+        let before = site.last();
+        settle(&site);
+        for n in 0..200 {
+            let (ops, blocks) = storm(n, &noise);
+            send(&mut site, &source, &ops, &blocks);
+        }
+        settle(&site);
+        let brake = Brake::load(&site.dir());
+        assert_eq!(brake.is_some(), brakes, "{what}: {brake:?}");
+        if let Some(brake) = brake {
+            let marks = Marks::load(&site.dir()).unwrap();
+            let mark = marks.get(brake.mark.as_deref().unwrap()).unwrap();
+            assert_eq!((mark.moment.seq, &mark.by[..]), (before, "brake"), "{what}");
+            let refused = source.prune(Some(policy("keep_all = \"1h\""))).unwrap_err();
+            assert!(refused.to_string().contains("brake"), "{what}: {refused}");
+            // It outlives the process, and the backup never stopped.
+            source.close().unwrap();
+            let source = open(&site);
+            assert!(site.vault.status(&site.name).unwrap().brake.is_some());
+            assert!(source.prune(Some(policy("keep_all = \"1h\""))).is_err());
+            assert!(Brake::release(&site.dir()).unwrap());
+            assert!(!Brake::release(&site.dir()).unwrap());
+            source.prune(Some(policy("keep_all = \"1h\""))).unwrap();
+            assert!(site.kept().contains(before), "{what}: the mark stays");
+            source.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn most_of_a_tree_deleted_at_once_sets_the_brake_but_not_what_git_packs() {
+    for (text, brakes) in [(true, true), (false, false)] {
+        let mut site = Site::new(1, 1);
+        let source = open(&site);
+        let dir = NodeId(900);
+        let mut ops = vec![set(dir, dir_meta(1)), link(NodeId::ROOT, "objects", dir)];
+        let mut blocks = Vec::new();
+        for n in 0..700u64 {
+            let node = NodeId(1000 + n);
+            ops.push(set(node, file_meta(2000, 1)));
+            ops.push(link(dir, format!("{n:x}"), node));
+            ops.push(write(node, 0, n as u32, 0, 2000));
+            blocks.push(match text {
+                true => format!("file {n:06} ").repeat(200).into_bytes()[..2000].to_vec(),
+                false => Rng(n).bytes(2000),
+            });
+        }
+        send(&mut site, &source, &ops, &blocks);
+        settle(&site);
+        send(&mut site, &source, &[unlink(NodeId::ROOT, "objects")], &[]);
+        settle(&site);
+        assert_eq!(Brake::load(&site.dir()).is_some(), brakes);
+        source.close().unwrap();
+    }
 }
