@@ -728,3 +728,53 @@ fn most_of_a_tree_deleted_at_once_sets_the_brake_but_not_what_git_packs() {
         source.close().unwrap();
     }
 }
+
+/// What a prune leaves, as it is on the disk, stays readable. `FARWRITE_WRITE_SAMPLES=1` writes it anew, which is right only before
+/// its release.
+#[test]
+fn the_sample_of_a_pruned_source_reads_as_it_was_written() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/pruned-v1");
+    let policy = policy("keep_all = \"3h\"\nhourly = \"6h\"\nbrake_percent = 35");
+    let mut site = Site::new(4, 25);
+    site.grow(24);
+    let good = site.chaos.maker.time(BatchSeq(2));
+    Marks::set(&site.dir(), "good", Some(good), "vault", site.now).unwrap();
+    if std::env::var_os("FARWRITE_WRITE_SAMPLES").is_some() {
+        policy.save(&site.dir()).unwrap();
+        assert!(site.prune(Some(policy), None).unwrap().bytes_freed > 0);
+        copy_source(&site.dir(), &sample);
+    } else {
+        std::fs::remove_dir_all(site.dir()).unwrap();
+        copy_source(&sample, &site.dir());
+    }
+    let kept = site.kept();
+    // The mark, and three moments that stand for an hour.
+    let before: Vec<u64> = kept.before.iter().map(|s| s.0).collect();
+    assert_eq!(
+        (kept.horizon, &before[..]),
+        (BatchSeq(17), &[2, 11, 13, 16][..])
+    );
+    let own = site.vault.policy(&site.name).unwrap();
+    assert_eq!(own, (policy, true));
+    let marks = Marks::load(&site.dir()).unwrap();
+    assert_eq!((marks.list.len(), &marks.list[0].by[..]), (1, "vault"));
+    let report = verify_source(&site.dir(), &mut |_| ()).unwrap();
+    assert!(report.pruned > 0, "{report:?}");
+    site.check("sample");
+}
+
+/// Everything of a source but its catalog and locks.
+fn copy_source(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to.join("log")).unwrap();
+    for dir in ["", "log"] {
+        for entry in std::fs::read_dir(from.join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let other = name.starts_with("catalog") || name.ends_with("lock");
+            if path.is_file() && !other {
+                std::fs::copy(&path, to.join(dir).join(name)).unwrap();
+            }
+        }
+    }
+}
