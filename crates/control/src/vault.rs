@@ -64,10 +64,23 @@ pub struct VaultSource {
     pub verifying: Option<Verifying>,
     /// Batches of which something is known to be damaged.
     pub damaged: u64,
+    /// The ransomware brake, if it is set: nothing of this source is pruned until somebody releases it.
+    pub brake: Option<Brake>,
     /// What went wrong last and has not been well since.
     pub failure: Option<String>,
     /// Why nothing more is known.
     pub error: Option<String>,
+}
+
+/// What set the ransomware brake.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Brake {
+    /// When, at the vault; RFC 3339.
+    pub since: String,
+    /// What was seen.
+    pub why: String,
+    /// The mark at the last moment before it, if there is one.
+    pub mark: Option<String>,
 }
 
 /// Bytes on the disk, as allocated.
@@ -183,7 +196,7 @@ pub struct PrunePreview {
 /// An alert that is on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VaultAlert {
-    /// "disk", "silent", "failed", "verify", "damaged" ...
+    /// "disk", "silent", "brake", "failed", "damaged" or "verify".
     pub kind: String,
     /// Which source; empty: the vault itself.
     pub about: String,
@@ -226,6 +239,8 @@ pub trait VaultHandler: Send + Sync + 'static {
     fn source(&self, name: &str) -> Answer<VaultSourceDetail>;
     /// Begins to read everything of a source and compare it with its checksums. If that is under way, it goes on.
     fn verify(&self, name: &str) -> Answer<VaultSource>;
+    /// Lets go of the ransomware brake: the source is pruned again.
+    fn release(&self, name: &str) -> Answer<VaultSource>;
     /// Sets a source's own policy. What it drops goes at the next daily prune, not at once.
     fn set_retention(&self, name: &str, policy: RetentionPolicy) -> Answer<Retention>;
     /// What pruning by a policy would do now. Nothing is changed.

@@ -34,6 +34,7 @@ pub fn vault_openapi() -> String {
         status_events,
         source,
         verify,
+        release,
         set_retention,
         preview_prune,
         settings,
@@ -53,6 +54,7 @@ pub fn vault_router(handler: Arc<dyn VaultHandler>) -> Router {
         .route("/v1/events/vault", get(status_events))
         .route("/v1/sources/{name}", get(source))
         .route("/v1/sources/{name}/verify", post(verify))
+        .route("/v1/sources/{name}/release", post(release))
         .route("/v1/sources/{name}/retention", post(set_retention))
         .route("/v1/sources/{name}/prune/preview", post(preview_prune))
         .route("/v1/alerts", get(settings).post(change_settings))
@@ -92,6 +94,12 @@ async fn source(State(h): Shared, Path(name): Path<String>) -> Reply<VaultSource
 /// Begins to read everything of a source and compare it with its checksums; `verifying` says how far it is.
 async fn verify(State(h): Shared, Path(name): Path<String>) -> Reply<VaultSource> {
     reply(h, move |h| h.verify(&name)).await
+}
+
+#[utoipa::path(post, path = "/v1/sources/{name}/release", params(("name" = String, Path, description = "The source")), responses((status = 200, body = VaultSource), (status = 404, body = Fault)))]
+/// Lets go of the ransomware brake: the source is pruned again.
+async fn release(State(h): Shared, Path(name): Path<String>) -> Reply<VaultSource> {
+    reply(h, move |h| h.release(&name)).await
 }
 
 #[utoipa::path(post, path = "/v1/sources/{name}/retention", params(("name" = String, Path, description = "The source")), request_body = RetentionPolicy, responses((status = 200, body = Retention), (status = 422, body = Fault)))]

@@ -21,7 +21,7 @@ const HEADER: &str = "\
 #
 # silent    a source has not been seen for this long, such as \"1d\"; \"\" for never
 # disk      there is less room than this, such as \"5 GB\"; \"\" for never
-# command   run by sh when an alert begins or ends; FARWRITE_ALERT (disk, silent, failed, damaged, verify, ...),
+# command   run by sh when an alert begins or ends; FARWRITE_ALERT (disk, silent, brake, failed, damaged, verify),
 #           FARWRITE_PHASE, FARWRITE_ABOUT (the source) and FARWRITE_MESSAGE say which
 # webhook   an address that gets a POST with JSON; webhook_token is sent as a bearer token
 # [mail]    server (HOST or HOST:PORT), security (\"starttls\", \"tls\" or \"none\"), user, password, from, to (a list)
@@ -166,7 +166,7 @@ pub(super) fn start(daemon: Weak<VaultDaemon>) -> std::io::Result<()> {
 
 type Wrong = BTreeMap<(&'static str, String), String>;
 
-/// What is wrong now. What the vault learns of its sources, as a brake on pruning, belongs here, too.
+/// What is wrong now.
 fn wrong(status: &VaultStatus, file: &AlertsFile) -> Wrong {
     let mut wrong = Wrong::new();
     let disk = file.disk().unwrap_or(0);
@@ -194,6 +194,10 @@ fn wrong(status: &VaultStatus, file: &AlertsFile) -> Wrong {
                 crate::bytes::span(away)
             );
             add("silent", text);
+        }
+        if let Some(b) = &s.brake {
+            let text = format!("{}: the ransomware brake is set: {}", s.name, b.why);
+            add("brake", text);
         }
         if let Some(f) = &s.failure {
             add("failed", format!("{}: {f}", s.name));
@@ -251,7 +255,7 @@ fn changes(on: &mut Vec<VaultAlert>, now: Wrong) -> Vec<Alert> {
     told
 }
 
-const KINDS: [&str; 5] = ["disk", "silent", "failed", "damaged", "verify"];
+const KINDS: [&str; 6] = ["disk", "silent", "brake", "failed", "damaged", "verify"];
 
 #[cfg(test)]
 mod tests {
@@ -332,6 +336,10 @@ mod tests {
             ),
             [("verify", false)]
         );
+        let brake = Some(farwrite_control::Brake::default());
+        let braked = VaultSource { brake, ..well() };
+        assert_eq!(look(braked, 5000), [("brake", true)]);
+        assert_eq!(look(well(), 5000), [("brake", false)]);
         let bad = VaultSource {
             damaged: 1,
             failure: Some("x".into()),

@@ -163,6 +163,7 @@ impl VaultDaemon {
         }
         (s.space, s.growth_per_day) = self.spaces.of(&name);
         s.verifying = self.verifications.of(&name);
+        s.brake = retained::brake(&self.vault.source_dir(&name));
         s.verified = verified::last(&self.vault.source_dir(&name));
     }
 
@@ -237,6 +238,13 @@ impl VaultHandler for VaultDaemon {
         self.verifications
             .begin(&self.vault, &name)
             .map_err(Fault::conflict)?;
+        Ok(self.describe(&row(&self.vault, name)))
+    }
+
+    fn release(&self, name: &str) -> Answer<VaultSource> {
+        let name = self.named(name)?;
+        retained::release(&self.vault.source_dir(&name))?;
+        tracing::info!(source = %name, "the ransomware brake is released");
         Ok(self.describe(&row(&self.vault, name)))
     }
 

@@ -71,6 +71,8 @@ pub(super) fn text(s: &VaultStatus) -> String {
     each.gauge("failed", "", help, |s| {
         Some(u8::from(s.failure.is_some() || s.error.is_some()))
     });
+    let help = "The ransomware brake is set.";
+    each.gauge("brake", "", help, |s| Some(u8::from(s.brake.is_some())));
     let help = "Time since the last verification ended.";
     each.gauge("verify_age_seconds", "seconds", help, |s| {
         age(&s.verified.as_ref().map(|v| v.ended.clone()))

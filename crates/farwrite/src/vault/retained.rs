@@ -4,10 +4,10 @@
 use super::status::rfc3339;
 use crate::bytes;
 use farwrite_control::{
-    Answer, Fault, MarkedMoment, Moment, PrunePreview, Retention, RetentionPolicy,
+    Answer, Brake, Fault, MarkedMoment, Moment, PrunePreview, Retention, RetentionPolicy,
 };
-use farwrite_core::SourceName;
-use farwrite_vault::retention::{Marks, Policy, PruneOptions, Span, preview};
+use farwrite_core::{SourceName, path};
+use farwrite_vault::retention::{self, Marks, Policy, PruneOptions, Span, preview};
 use farwrite_vault::{LastPrune, Vault};
 use std::path::Path;
 use std::time::SystemTime;
@@ -108,6 +108,30 @@ pub(super) fn last_prune(source_dir: &Path) -> Option<String> {
             bytes::show(last.report.bytes_freed)
         ),
     })
+}
+
+/// The ransomware brake, if it is set.
+pub(super) fn brake(source_dir: &Path) -> Option<Brake> {
+    if !retention::Brake::is_set(source_dir) {
+        return None;
+    }
+    let unreadable = || Brake {
+        why: "what set it cannot be read".into(),
+        ..Brake::default()
+    };
+    let set = |b: retention::Brake| Brake {
+        since: rfc3339(b.time).unwrap_or_default(),
+        why: path::lossy(b.why.as_bytes()),
+        mark: b.mark,
+    };
+    Some(retention::Brake::load(source_dir).map_or_else(unreadable, set))
+}
+
+/// Lets go of it.
+pub(super) fn release(source_dir: &Path) -> Answer<()> {
+    retention::Brake::release(source_dir)
+        .map(drop)
+        .map_err(|e| Fault::failed(e.to_string()))
 }
 
 /// Names for moments.

@@ -62,6 +62,7 @@ fn every_page_is_for_everybody() {
     site.pair.source.run(&mark).good();
     let pages = [
         ("overview", "/".to_owned()),
+        ("directories", "/".to_owned()),
         ("activity", "/activity".to_owned()),
         ("protect", "/protect".to_owned()),
         ("history", site.history("/history", "papers", &then)),
@@ -77,6 +78,9 @@ fn every_page_is_for_everybody() {
         looks(b, name, &mut wrong, || {
             site.go(address);
             show_something(&site, name);
+            if *name == "directories" {
+                b.run("document.querySelector('#dirs-title').scrollIntoView()");
+            }
         });
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -221,6 +221,31 @@ fn a_vault_is_verified_on_its_page_and_tells_somebody_what_is_wrong() {
     shown.args(["vault", "retention"]).arg(&site.pair.vault.dir);
     let said = run(&mut shown, SOON).good();
     assert!(said.contains("web1: every change 30d, daily 2y"), "{said}");
+    // The brake: said, told, and let go of.
+    let source_dir = site.pair.vault.dir.join("sources").join(NAME);
+    let brake = "why = \"900 of 1,000 files rewritten\"\nfirst = 7\nmark = \"brake-6\"\n[time]\nsec = 1\nnsec = 0\n";
+    fs::write(source_dir.join("brake.toml"), brake).unwrap();
+    b.wait(
+        "said",
+        SOON,
+        "document.querySelector('#brake')?.innerText.includes('900 of 1,000')",
+    );
+    wait_for("the webhook", &posts, |(_, body)| {
+        body.contains("\"brake\"") && body.contains("\"begin\"")
+    });
+    let found = b.violations();
+    assert!(found.is_empty(), "{found:?}");
+    b.run("window.confirm = () => true");
+    b.click("#release");
+    b.wait(
+        "released",
+        SOON,
+        "!document.querySelector('#brake') && document.querySelector('#state')",
+    );
+    assert!(!source_dir.join("brake.toml").exists());
+    wait_for("that it is over", &posts, |(_, body)| {
+        body.contains("\"brake\"") && body.contains("\"end\"")
+    });
     // Verified: clean.
     site.go(&format!("/source/{NAME}"));
     assert!(b.text("#verify").contains("never"));

@@ -22,6 +22,7 @@ pub(crate) fn pages() -> Router<Site> {
         .route("/source/{name}", get(source::page))
         .route("/live/source/{name}", get(source::live))
         .route("/source/{name}/verify", post(source::verify))
+        .route("/source/{name}/release", post(source::release))
         .route("/source/{name}/retention", post(retention::set))
         .route("/source/{name}/preview", post(retention::preview))
         .route("/alerts", get(alerts::page).post(alerts::change))

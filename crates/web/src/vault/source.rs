@@ -97,7 +97,7 @@ pub(super) async fn whole(
     Ok(html(&SourcePage {
         frame,
         name: detail.source.name.clone(),
-        state: state_part(&detail),
+        state: state_part(&detail, session),
         verify: verify_part(&detail.source, session),
         space: space_part(&detail),
         notice: shown.notice,
@@ -142,7 +142,7 @@ pub(super) async fn live(
                 return;
             };
             let parts = json!({
-                "state": state_part(&detail),
+                "state": state_part(&detail, &session),
                 "verify": verify_part(&detail.source, &session),
                 "space": space_part(&detail),
             });
@@ -170,6 +170,20 @@ pub(super) async fn verify(
     Ok(go(&format!("/source/{name}")))
 }
 
+/// `POST /source/{name}/release`.
+pub(super) async fn release(
+    State(site): State<Site>,
+    Path(name): Path<String>,
+    _posted: Posted<Nothing>,
+) -> Page {
+    let name = address(&name);
+    let _: VaultSource = site
+        .control
+        .post(&format!("sources/{name}/release"), &Done {})
+        .await?;
+    Ok(go(&format!("/source/{name}")))
+}
+
 #[derive(Template)]
 #[template(path = "part_vault_state.html")]
 struct StatePart<'a> {
@@ -182,9 +196,11 @@ struct StatePart<'a> {
     versions: String,
     batches: String,
     directory: &'a str,
+    csrf: &'a str,
+    braked: String,
 }
 
-fn state_part(d: &VaultSourceDetail) -> String {
+fn state_part(d: &VaultSourceDetail, session: &Session) -> String {
     let s = &d.source;
     let (mood, state) = state(s);
     let when = |t: &String| format!("{} ({})", local(t), ago(t));
@@ -201,6 +217,8 @@ fn state_part(d: &VaultSourceDetail) -> String {
         versions: grouped(s.versions),
         batches: grouped(s.batches),
         directory: &d.directory,
+        csrf: &session.csrf,
+        braked: s.brake.as_ref().map_or(String::new(), |b| local(&b.since)),
     })
     .0
 }

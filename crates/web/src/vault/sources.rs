@@ -125,6 +125,7 @@ pub(super) fn state(s: &VaultSource) -> (&'static str, &'static str) {
     match s {
         s if s.error.is_some() || s.failure.is_some() => ("bad", "failed"),
         s if s.damaged > 0 => ("bad", "damaged"),
+        s if s.brake.is_some() => ("bad", "brake is set"),
         s if s.connected && s.behind_batches > 0 => ("work", "mirror behind"),
         s if s.connected => ("good", "connected"),
         s if s.batches == 0 => ("work", "nothing yet"),
