@@ -19,7 +19,7 @@ help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
-	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all rows, about an hour)'
+	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all, hours)'
 	@echo 'make bench-quick               count what changes cost, and fail if that is more than before (root)'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
@@ -40,6 +40,7 @@ PROGRAM ?= $(BINARY)
 
 bench: build
 	@scripts/setup bench
+	cargo bench --locked -p farwrite --bench hot
 	bench/run --runs $(RUNS) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 
 bench-quick:
