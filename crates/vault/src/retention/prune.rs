@@ -453,7 +453,9 @@ fn dead_blocks(
     closed_before: i64,
 ) -> rusqlite::Result<Option<DeadStep>> {
     let mut sql = conn.prepare_cached(
-        "SELECT id, segment, offset, stored, seq FROM blocks WHERE id>?1 AND segment<?2 ORDER BY id LIMIT ?3",
+        // Not the last one: its row has to stay, and would be counted again each time.
+        "SELECT id, segment, offset, stored, seq FROM blocks
+         WHERE id>?1 AND segment<?2 AND id<(SELECT max(id) FROM blocks) ORDER BY id LIMIT ?3",
     )?;
     let mut rows = sql.query((after, closed_before, STEP_ROWS as i64))?;
     let (mut dead, mut last): (BTreeMap<u64, Vec<_>>, _) = (BTreeMap::new(), None);
