@@ -144,6 +144,9 @@ pub enum VaultCommand {
         /// Serve numbers for a monitoring system at /metrics there, to whoever asks
         #[arg(long, value_name = "ADDR:PORT")]
         metrics: Option<String>,
+        /// Verify each source this often, slowly, in the background; 0s: never
+        #[arg(long, default_value = "168h", value_name = "DUR", value_parser = config::parse_duration)]
+        verify_every: Duration,
     },
     /// Open the GUI of a vault that is being served in a browser
     #[command(after_help = "Examples:\n  farwrite vault ui /srv/vault")]

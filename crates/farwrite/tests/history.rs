@@ -388,6 +388,20 @@ fn over_the_network_it_is_the_same() {
     );
     assert_eq!(fs::read(p.top.join("back/a.txt")).unwrap(), b"two!!");
 
+    // A source marks its moments, and cannot unmark them.
+    assert!(good(net(&["mark"])).contains("nothing is marked"));
+    let marked = json(net(&["mark", "old", "--at", "2026-05-01 12:05", "--json"]));
+    assert_eq!(
+        (&marked["batch"], &marked["by"]),
+        (&1.into(), &"source".into())
+    );
+    let again = bad(net(&["mark", "old"]));
+    assert!(again.contains("there is a mark old already"), "{again}");
+    assert!(bad(net(&["mark", "a/b"])).contains("a mark's name is"));
+    let at_mark = json(net(&["ls", "/data", "--at", "mark:old", "--json"]));
+    assert_eq!(at_mark["moment"]["batch"], 1);
+    assert!(bad(net(&["ls", "/data", "--at", "mark:new"])).contains("no mark new"));
+
     let doctor: Value = serde_json::from_slice(&net(&["doctor", "--json"]).stdout).unwrap();
     let reached = doctor
         .as_array()

@@ -404,3 +404,31 @@ fn doctor_reports_and_fails_only_for_what_does_not_work() {
     assert!(String::from_utf8_lossy(&broken.stdout).contains("fail  configuration"));
     bad(broken);
 }
+
+#[test]
+fn a_served_vault_verifies_its_sources_by_itself() {
+    let p = Place::new();
+    sample_vault(&p.vault(), &source());
+    let mut child = farwrite()
+        .args([
+            "vault",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--verify-every",
+            "1s",
+        ])
+        .arg(p.vault())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let path = p.vault().join("sources/web1/verify.toml");
+    let begun = std::time::Instant::now();
+    while !path.exists() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let found = fs::read_to_string(&path);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(found.unwrap().contains("findings = 0"));
+}

@@ -86,6 +86,11 @@ impl VaultDaemon {
         drop(self.ui.lock().take());
     }
 
+    /// Begins a verification that leaves the disk to others.
+    pub(super) fn verify_slowly(&self, name: &SourceName, pace: u64) -> Result<(), String> {
+        self.verifications.begin(&self.vault, name, Some(pace))
+    }
+
     /// The vault's directory.
     pub(super) fn dir(&self) -> &Path {
         self.vault.dir()
@@ -236,7 +241,7 @@ impl VaultHandler for VaultDaemon {
     fn verify(&self, name: &str) -> Answer<VaultSource> {
         let name = self.named(name)?;
         self.verifications
-            .begin(&self.vault, &name)
+            .begin(&self.vault, &name, None)
             .map_err(Fault::conflict)?;
         Ok(self.describe(&row(&self.vault, name)))
     }

@@ -17,6 +17,7 @@ mod retained;
 mod serve;
 mod space;
 mod status;
+mod upkeep;
 mod verified;
 mod verify;
 
@@ -38,7 +39,8 @@ pub fn run(command: VaultCommand) -> anyhow::Result<()> {
             listen,
             ui,
             metrics,
-        } => serve::run(&vault_dir, &listen, ui, metrics.as_deref()),
+            verify_every,
+        } => serve::run(&vault_dir, &listen, ui, metrics.as_deref(), verify_every),
         VaultCommand::Ui { vault_dir } => commands::ui(&vault_dir),
         VaultCommand::AlertTest { vault_dir } => commands::test_alerts(&vault_dir),
         VaultCommand::Invite {

@@ -3,8 +3,8 @@
 use super::address::host_name;
 use super::daemon::{VaultDaemon, socket_path};
 use super::destination::VaultDestination;
-use super::init;
 use super::presence::Presence;
+use super::{init, upkeep};
 use anyhow::{Context, bail};
 use farwrite_control::Server as Control;
 use farwrite_core::SourceName;
@@ -21,6 +21,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -171,10 +172,13 @@ pub(super) fn run(
     listen: &str,
     ui: Option<String>,
     metrics: Option<&str>,
+    verify_every: Duration,
 ) -> anyhow::Result<()> {
     let (serving, listener) = Serving::prepare(init::open(vault_dir)?, || bind(listen))?;
     let runtime = runtime()?;
     let (daemon, control, metrics) = beside(&serving, listener.local_addr()?, ui, metrics)?;
+    upkeep::start(Arc::downgrade(&daemon), serving.vault.clone(), verify_every)
+        .context("the thread for verification")?;
     let (stop, shutdown) = watch::channel(false);
     let served = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Verifications at once: they read everything, and the disk is for the backups first.
 const AT_ONCE: usize = 2;
@@ -67,6 +67,12 @@ pub(super) fn last(source_dir: &Path) -> Option<Verified> {
     })
 }
 
+/// How long ago the last one ended.
+pub(super) fn age(source_dir: &Path, now: Timestamp) -> Option<Duration> {
+    let e: Ended = load_toml(&source_dir.join("verify.toml")).ok()?;
+    Some(now.since(e.ended))
+}
+
 /// Those that run in this process.
 #[derive(Default)]
 pub(super) struct Verifications(Mutex<BTreeMap<SourceName, Verifying>>);
@@ -77,8 +83,13 @@ impl Verifications {
         self.0.lock().get(name).copied()
     }
 
-    /// Begins one, unless it is under way.
-    pub(super) fn begin(self: &Arc<Self>, vault: &Vault, name: &SourceName) -> Result<(), String> {
+    /// Begins one, unless it is under way. `pace`: bytes in a second, on average over each segment; `None`: as fast as it goes.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        vault: &Vault,
+        name: &SourceName,
+        pace: Option<u64>,
+    ) -> Result<(), String> {
         {
             let mut running = self.0.lock();
             if running.contains_key(name) {
@@ -95,9 +106,16 @@ impl Verifications {
         let (all, dir, mine) = (self.clone(), vault.source_dir(name), name.clone());
         let run = move || {
             let done = Running(&all, &mine);
+            let begun = Instant::now();
             let report = match dir.join("log").is_dir() {
                 // Ends with the process: nothing is changed by it.
-                true => verify_source(&dir, &mut |r| done.at(r.bytes)),
+                true => verify_source(&dir, &mut |r| {
+                    done.at(r.bytes);
+                    if let Some(pace) = pace {
+                        let due = Duration::from_secs(r.bytes / pace);
+                        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                    }
+                }),
                 false => Ok(VerifyReport::default()),
             };
             note(&dir, &report);
