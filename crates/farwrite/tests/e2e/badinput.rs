@@ -104,7 +104,7 @@ fn a_vault_of_a_newer_farwrite_is_left_alone() {
     assert!(text.contains("format = 1"), "{text}");
     fs::write(
         &toml,
-        text.replace("format = 1", "format = 2\nsomething_new = true"),
+        text.replace("format = 1", "format = 99\nsomething_new = true"),
     )
     .unwrap();
     let v = pair.vault.dir.to_str().unwrap();
