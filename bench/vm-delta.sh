@@ -1,0 +1,36 @@
+# 4 KiB changed in a file of 4 GiB (sparse): each kernel sensor, and rsync told by nobody which bytes, in the same machine.
+# deadline: 1500
+# memory: 3072
+. /payload/source.sh
+
+# now: seconds since the start, with hundredths.
+now() { cut -d' ' -f1 /proc/uptime; }
+figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
+
+insmod /payload/farwrite.ko
+set_up
+truncate -s 4G $SRC/large
+mkdir -p /mnt/btrfs/copy
+for sensor in kmod ebpf; do
+    start_source $sensor
+    converges "the large hole, $sensor"
+    for i in 1 2 3 4 5; do
+        sent=$(number bytes_sent) read=$(number bytes_read)
+        begin=$(now)
+        storm $SRC poke $((i << 29))
+        farwrite flush --timeout 120s
+        figure $sensor $begin $(now)
+        note "$sensor: $(($(number bytes_read) - read)) bytes read, $(($(number bytes_sent) - sent)) sent"
+    done
+    farwrite off
+    kill $DAEMON
+    wait $DAEMON 2>/dev/null || true
+    rm -f $FARWRITE_STATE/switched-off
+done
+rsync -aS $SRC/ /mnt/btrfs/copy/
+for i in 1 2; do
+    storm $SRC poke $(((i << 29) + 8192))
+    begin=$(now)
+    rsync -a --no-whole-file --inplace $SRC/ /mnt/btrfs/copy/
+    figure rsync $begin $(now)
+done
