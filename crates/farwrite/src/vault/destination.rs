@@ -9,7 +9,7 @@ use farwrite_transfer::message::{Refusal, RefusalCode};
 use farwrite_transfer::net::tls::Fingerprint;
 use farwrite_transfer::net::{Destination, EventSender, HistoryAnswers, SinkError, SourceSink};
 use farwrite_transfer::pairing::{InviteStore, PairingError, PeerStore};
-use farwrite_vault::retention::Marks;
+use farwrite_vault::retention::{BRAKE_MARKS, Marks};
 use farwrite_vault::segment::{Found, LogError, Scan, list_segments};
 use farwrite_vault::{Event, History, Options, SourceInfo, SourceVault, Vault, VaultError};
 use parking_lot::Mutex;
@@ -150,6 +150,9 @@ impl Destination for VaultDestination {
         let history = History::open(&dir).map_err(|e| trouble("cannot open the history", &e))?;
         let answers = move |request: &Request| -> Response {
             match request {
+                Request::SetMark { name, .. } if name.starts_with(BRAKE_MARKS) => Response::Error(
+                    format!("names that begin with {BRAKE_MARKS} are the vault's: choose another"),
+                ),
                 Request::SetMark { name, at } => {
                     match Marks::set(&dir, name, *at, "source", now()) {
                         Ok(mark) => Response::Moment(Some(mark.moment)),

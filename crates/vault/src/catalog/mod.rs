@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// A catalog that was not closed properly is checked page by page up to this size; a larger one only where
 /// it is read.
-pub(crate) const CHECK_BYTES: u64 = 256 << 20;
+const CHECK_BYTES: u64 = 256 << 20;
 /// Statements kept prepared.
 const STATEMENTS: usize = 64;
 /// Batches applied in one transaction by [`Catalog::replay`].

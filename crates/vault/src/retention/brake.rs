@@ -44,6 +44,13 @@ const ORDINARY: &[&str] = &[
     "swp", "dpkg-old", "dpkg-new", "rpmsave", "gpg", "age",
 ];
 
+/// How the names of marks begin that the brake sets; no source may set such a one.
+pub const BRAKE_MARKS: &str = "brake-";
+/// Names tried for a mark.
+const NAMES_TRIED: u32 = 10_000;
+/// Between two tries to set the mark of a brake that could not be set.
+const MARK_EVERY: Duration = Duration::from_secs(60);
+
 /// `sources/NAME/brake.toml`: there while the brake is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Brake {
@@ -96,24 +103,44 @@ impl Brake {
             first,
             mark: None,
         };
-        let path = Self::path(source_dir);
-        save_toml(&path, &brake)?;
+        save_toml(&Self::path(source_dir), &brake)?;
+        brake.set_mark(source_dir)?;
+        Ok(brake)
+    }
+
+    /// Marks the last moment before what set the brake, if there is one and that has not been done.
+    fn set_mark(&mut self, source_dir: &Path) -> Result<(), MarkError> {
         let lock = MarksLock::take(source_dir)?;
-        if let Some(moment) = moment_before(source_dir, first)? {
-            let name = format!("brake-{}", moment.seq);
+        let Some(moment) = moment_before(source_dir, self.first)? else {
+            return Ok(());
+        };
+        // The name may be taken, also by somebody who wants this moment not to be kept.
+        let names = (1..NAMES_TRIED).map(|n| match n {
+            1 => format!("{BRAKE_MARKS}{}", moment.seq),
+            _ => format!("{BRAKE_MARKS}{}-{n}", moment.seq),
+        });
+        for name in names {
             let mark = Mark {
                 name: name.clone(),
                 moment,
-                created: now,
+                created: self.time,
                 by: "brake".into(),
             };
             match lock.add(mark) {
-                Ok(_) | Err(MarkError::Exists(_)) => brake.mark = Some(name),
+                Ok(_) => self.mark = Some(name),
+                Err(MarkError::Exists(_)) => {
+                    let marks = lock.marks()?;
+                    let same = |m: &Mark| m.name == name && m.moment.seq == moment.seq;
+                    if !marks.list.iter().any(same) {
+                        continue;
+                    }
+                    self.mark = Some(name);
+                }
                 Err(e) => return Err(e),
             }
-            save_toml(&path, &brake)?;
+            break;
         }
-        Ok(brake)
+        Ok(save_toml(&Self::path(source_dir), self)?)
     }
 }
 
@@ -191,7 +218,8 @@ impl Counts {
                 ),
             });
         }
-        (self.deleted >= of(share * 3, DELETED_MIN)).then(|| {
+        // However high the share is set: all but everything is always a mass delete.
+        (self.deleted >= of((share * 3).min(90), DELETED_MIN)).then(|| {
             format!(
                 "{} of {files} files were deleted within {minutes} minutes",
                 self.deleted
@@ -207,6 +235,7 @@ pub struct Watch {
     behind: BatchSeq,
     window: VecDeque<(Instant, BatchSeq, Counts)>,
     files: Option<(Instant, u64)>,
+    mark_tried: Option<Instant>,
 }
 
 impl Watch {
@@ -217,6 +246,20 @@ impl Watch {
             behind,
             window: VecDeque::new(),
             files: None,
+            mark_tried: None,
+        }
+    }
+
+    /// A brake whose mark could not be set (a full disk, say) gets it as soon as that works.
+    fn complete(&mut self, now: Instant) -> Result<(), MarkError> {
+        let recently = |t: Instant| now.duration_since(t) < MARK_EVERY;
+        if self.mark_tried.is_some_and(recently) {
+            return Ok(());
+        }
+        self.mark_tried = Some(now);
+        match Brake::load(&self.source_dir) {
+            Some(mut brake) if brake.mark.is_none() => brake.set_mark(&self.source_dir),
+            _ => Ok(()),
         }
     }
 
@@ -258,7 +301,10 @@ impl Watch {
         let mut all = Counts::default();
         self.window.iter().for_each(|(_, _, c)| all.add(c));
         // Without knowing how many files there are: could it be?
-        if all.verdict(0, percent).is_none() || Brake::is_set(&self.source_dir) {
+        if Brake::is_set(&self.source_dir) {
+            return self.complete(instant).map(|()| None);
+        }
+        if all.verdict(0, percent).is_none() {
             return Ok(None);
         }
         let files = self.files(conn, instant)?;
@@ -267,8 +313,10 @@ impl Watch {
             return Ok(None);
         };
         let first = *first;
+        let brake = Brake::set(&self.source_dir, why, first, now)?;
+        // Not before: if it could not be set, what was counted sets it at the next look.
         self.window.clear();
-        Brake::set(&self.source_dir, why, first, now).map(Some)
+        Ok(Some(brake))
     }
 
     fn files(&mut self, conn: &Connection, now: Instant) -> rusqlite::Result<u64> {

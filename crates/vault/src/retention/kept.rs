@@ -142,7 +142,17 @@ impl Kept {
                 }
             }
         }
-        trouble.map_or_else(|| Ok(Kept::default()), Err)
+        if let Some(e) = trouble {
+            return Err(e);
+        }
+        // Content was freed, so not everything is kept, and nobody knows what is.
+        if has_pruned(&source_dir.join("log")) {
+            return Err(VaultError::Toml {
+                path: source_dir.join("kept"),
+                why: "missing, although history was pruned: bring it back from where the rest came from".into(),
+            });
+        }
+        Ok(Kept::default())
     }
 
     /// Puts both copies on the disk.
@@ -158,6 +168,13 @@ impl Kept {
         let same = |path: &PathBuf| read(path).is_ok_and(|k| k.as_ref() == Some(self));
         Self::paths(source_dir).iter().all(same)
     }
+}
+
+/// Is there a list of freed blocks?
+fn has_pruned(log: &Path) -> bool {
+    let entries = std::fs::read_dir(log).into_iter().flatten().flatten();
+    let mut names = entries.map(|e| e.file_name());
+    names.any(|n| Path::new(&n).extension().is_some_and(|x| x == "pruned"))
 }
 
 fn read(path: &Path) -> Result<Option<Kept>, VaultError> {

@@ -11,7 +11,7 @@ mod policy;
 mod prune;
 
 pub(crate) use brake::percent as brake_percent;
-pub use brake::{BRAKE_PERCENT, BRAKE_WINDOW, Brake, Counts, Watch};
+pub use brake::{BRAKE_MARKS, BRAKE_PERCENT, BRAKE_WINDOW, Brake, Counts, Watch};
 pub use kept::Kept;
 pub use marks::{MARK_NAME_BYTES, MARKS_MAX, MarkError, Marks, check_mark_name};
 pub use plan::{Plan, Planner};

@@ -2,7 +2,9 @@
 //! never keep less of the window than it says, and must never need later what it dropped before.
 //!
 //! Each hour, day, week and month has one moment that stands for it: its last clean point, or its last batch if it has none. A
-//! moment is kept while it stands for something that is young enough. More batches can only move what stands for a
+//! moment is kept while it stands for something that is young enough; and so is the last one before the window, and the last of each
+//! tier that is too old for it: a source at which nothing changes sends nothing, and what it had then was still
+//! so when the window began. More batches can only move what stands for a
 //! slot forward, and days are made of whole hours, weeks and months of whole days, so that a moment that was dropped never
 //! comes to stand for anything again.
 
@@ -31,6 +33,8 @@ pub struct Planner {
     tiers: Vec<Tier>,
     window_from: i64,
     horizon: Option<BatchSeq>,
+    /// The last moment before the window: what stood when that began.
+    eve: Option<BatchSeq>,
     last: Option<BatchSeq>,
     seen: u64,
     seen_before: u64,
@@ -47,6 +51,8 @@ struct Tier {
     slot_of: SlotOf,
     from: i64,
     open: Option<(i64, Moment)>,
+    /// What stood for the last slot that is too old.
+    eve: Option<BatchSeq>,
 }
 
 impl Planner {
@@ -74,11 +80,13 @@ impl Planner {
                         slot_of,
                         from,
                         open: None,
+                        eve: None,
                     })
                 })
                 .collect(),
             window_from: policy.keep_all.map_or(i64::MIN, begin),
             horizon: None,
+            eve: None,
             last: None,
             seen: 0,
             seen_before: 0,
@@ -97,6 +105,7 @@ impl Planner {
                 self.horizon = Some(m.seq);
             } else {
                 self.seen_before += 1;
+                self.eve = Some(m.seq);
             }
         }
         if self.marks.contains(&m.seq) {
@@ -112,7 +121,8 @@ impl Planner {
                 }
                 open => {
                     if let Some((_, rep)) = open.replace((slot, m)) {
-                        self.chosen.extend(tier.keeps(rep));
+                        let keeps = tier.keeps(rep);
+                        self.chosen.extend(keeps);
                     }
                 }
             }
@@ -123,8 +133,10 @@ impl Planner {
     pub fn finish(mut self, old: &Kept) -> Plan {
         for tier in &mut self.tiers {
             if let Some((_, rep)) = tier.open.take() {
-                self.chosen.extend(tier.keeps(rep));
+                let keeps = tier.keeps(rep);
+                self.chosen.extend(keeps);
             }
+            self.chosen.extend(tier.eve);
         }
         let Some(last) = self.last else {
             return Plan {
@@ -137,6 +149,7 @@ impl Planner {
         let before_window = self.seen_before - u64::from(self.horizon.is_none());
         let horizon = window.max(old.horizon);
         let mut chosen = self.chosen;
+        chosen.extend(self.eve);
         chosen.extend(&self.present);
         if window < old.horizon {
             // A wider window than before: what is left of it stays.
@@ -157,8 +170,12 @@ impl Planner {
 }
 
 impl Tier {
-    fn keeps(&self, rep: Moment) -> Option<BatchSeq> {
-        (rep.time.sec >= self.from).then_some(rep.seq)
+    fn keeps(&mut self, rep: Moment) -> Option<BatchSeq> {
+        let young = rep.time.sec >= self.from;
+        if !young {
+            self.eve = Some(rep.seq);
+        }
+        young.then_some(rep.seq)
     }
 }
 
@@ -277,7 +294,10 @@ mod tests {
                     unreachable!()
                 };
                 for m in &all {
-                    let needed = m.time.sec >= time - window as i64
+                    let begins = time - window as i64;
+                    let eve = all.iter().rfind(|m| m.time.sec < begins);
+                    let needed = m.time.sec >= begins
+                        || eve.is_some_and(|e| e.seq == m.seq)
                         || marks.contains(&m.seq)
                         || Some(m.seq) == all.last().map(|l| l.seq);
                     assert!(!needed || new.kept.contains(m.seq), "{what}: {m:?}");
@@ -314,16 +334,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_clock_that_is_wrong_prunes_nothing_early() {
-        let day = |d: i64, seq| Moment {
+    fn day(d: i64, seq: u64) -> Moment {
+        Moment {
             seq: BatchSeq(seq),
             time: Timestamp {
                 sec: d * DAY,
                 nsec: 0,
             },
             clean: true,
+        }
+    }
+
+    #[test]
+    fn what_stood_when_the_window_began_is_kept() {
+        let days = |d: i64| Some(Span::Seconds((d * DAY) as u64));
+        let kept = |policy: &Policy, all: &[Moment]| -> Vec<u64> {
+            let now = all.last().unwrap().time.sec;
+            let plan = plan(policy, all, &Kept::default(), &[], now);
+            let there = all.iter().filter(|m| plan.kept.contains(m.seq));
+            there.map(|m| m.seq.0).collect()
         };
+        let mut policy = Policy {
+            keep_all: days(7),
+            ..Policy::default()
+        };
+        // Nothing changed for a week, then everything was overwritten.
+        assert_eq!(kept(&policy, &[day(0, 1), day(8, 2)]), [1, 2]);
+        assert_eq!(kept(&policy, &[day(0, 1), day(0, 2), day(30, 3)]), [2, 3]);
+        // The same for days.
+        (policy.keep_all, policy.daily) = (days(1), days(30));
+        let all = [day(0, 1), day(1, 2), day(40, 3), day(41, 4), day(42, 5)];
+        assert_eq!(kept(&policy, &all), [2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_prunes_nothing_early() {
         let policy = Policy {
             keep_all: Some(Span::Seconds(10 * DAY as u64)),
             ..Policy::default()

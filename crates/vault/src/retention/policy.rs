@@ -198,9 +198,14 @@ impl Policy {
             other => other.map_err(|e| VaultError::io("read", &path, e))?,
         };
         let mut text = String::new();
-        file.take(FILE_BYTES)
+        file.take(FILE_BYTES + 1)
             .read_to_string(&mut text)
             .map_err(|e| VaultError::io("read", &path, e))?;
+        if text.len() as u64 > FILE_BYTES {
+            // What is cut off may be what keeps the most.
+            let why = format!("longer than {FILE_BYTES} bytes");
+            return Err(VaultError::Toml { path, why });
+        }
         Self::parse(&text)
             .map(Some)
             .map_err(|why| VaultError::Toml { path, why })

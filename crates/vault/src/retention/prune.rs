@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
         }
         let conn = catalog::open_reader(&db)?;
         let newest = catalog::newest_batch(&conn)?.ok_or(PruneError::Empty)?;
-        check(&conn, &db)?;
+        check(&conn)?;
         Ok(Run {
             vault,
             dir,
@@ -195,6 +195,10 @@ impl<'a> Run<'a> {
     fn decide(&mut self) -> Done<Kept> {
         // No mark is set between the look at the marks and the list.
         let lock = MarksLock::take(&self.dir)?;
+        // All that came before may have taken minutes.
+        if let Some(brake) = Brake::load(&self.dir) {
+            return Err(PruneError::Brake(brake.why));
+        }
         let old = Kept::load(&self.dir)?;
         if self.newest.commit.seq < old.horizon {
             let why = "it is still being made anew from the log".into();
@@ -413,7 +417,7 @@ fn count(report: &mut PruneReport, block: &DeadBlock) {
 }
 
 /// Reasons to doubt the catalog. What it says decides what is freed, so it has to be beyond doubt.
-fn check(conn: &Connection, db: &Path) -> Done {
+fn check(conn: &Connection) -> Done {
     let version: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0))?;
     if version != CATALOG_VERSION {
         return Err(PruneError::Catalog("it is of another version".into()));
@@ -429,12 +433,10 @@ fn check(conn: &Connection, db: &Path) -> Done {
     if first != 1 || last != count {
         return Err(PruneError::Catalog("batches are missing in it".into()));
     }
-    let size = std::fs::metadata(db).map_or(0, |m| m.len());
-    if size <= catalog::CHECK_BYTES {
-        let answer: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
-        if answer != "ok" {
-            return Err(PruneError::Catalog(answer));
-        }
+    // Whatever its size: content that it wrongly takes for unneeded is gone for good.
+    let answer: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
+    if answer != "ok" {
+        return Err(PruneError::Catalog(answer));
     }
     Ok(())
 }

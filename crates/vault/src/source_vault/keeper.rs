@@ -57,7 +57,13 @@ pub struct PruneRequest {
     pub id: String,
     /// Text of a policy to use this once, instead of the one that is set.
     pub policy: Option<String>,
+    /// When it was made, in seconds since 1970. One that nobody took in time is not wanted any more.
+    #[serde(default)]
+    pub time: i64,
 }
+
+/// After this time nobody waits for the answer to a request.
+const REQUEST_GOOD_FOR: Duration = Duration::from_secs(300);
 
 /// See [`PruneRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +85,7 @@ impl PruneRequest {
         let request = PruneRequest {
             id: format!("{:016x}", u64::from_le_bytes(id)),
             policy: policy.map(Policy::to_text),
+            time: Timestamp::from(SystemTime::now()).sec,
         };
         save_toml(&source_dir.join("prune.request"), &request)?;
         Ok(request)
@@ -202,8 +209,13 @@ impl Keeper {
 
     fn request(&self) -> Option<PruneRequest> {
         let path = self.dir.join("prune.request");
-        let request = load_toml(&path).ok()?;
+        let request: PruneRequest = load_toml(&path).ok()?;
         std::fs::remove_file(&path).ok()?;
+        let age = Timestamp::from(SystemTime::now()).sec - request.time;
+        if age.unsigned_abs() > REQUEST_GOOD_FOR.as_secs() {
+            tracing::warn!(source = %self.name, "a request to prune was {age} s old: left alone");
+            return None;
+        }
         Some(request)
     }
 
