@@ -34,6 +34,9 @@ const STEP_OPS: usize = 100_000;
 /// The mirror is put on the disk this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
+/// There while somebody waits for a source that another process has open, in the source's directory.
+const WANTED: &str = "wanted";
+
 /// What happens to batches, in order for each kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -116,6 +119,7 @@ impl SourceVault {
         crate::mirror::make_private_dir(&log_dir)
             .map_err(|e| VaultError::io("make", &log_dir, e))?;
         let lock = take_lock(&dir.join("lock"))?;
+        let _ = std::fs::remove_file(dir.join(WANTED));
         let db = dir.join("catalog.db");
         let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
         let catalog = Catalog::open(&db, log.last_commit())?;
@@ -190,6 +194,15 @@ impl SourceVault {
         matches!(lock, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
     }
 
+    /// Asks the process that has a source open to let go of it. One that only prunes does, in between two steps; one that
+    /// has a source connected does not.
+    pub fn ask_for(vault: &Vault, name: &SourceName) {
+        let path = vault.source_dir(name).join(WANTED);
+        if let Err(e) = std::fs::write(&path, b"") {
+            tracing::debug!("{}: {e}", path.display());
+        }
+    }
+
     /// What recovery found when the log was opened.
     pub fn recovered(&self) -> &Recovered {
         &self.recovered
@@ -232,14 +245,17 @@ impl SourceVault {
         self.send(Item::Abort)
     }
 
-    /// Prunes now, by this policy or (`None`) by the one that is set. Returns when it is done, or the source is closed.
+    /// Prunes now, by this policy or (`None`) by the one that is set. Returns when it is done, or stopped since somebody else
+    /// wants the source ([`SourceVault::ask_for`]).
     pub fn prune(&self, policy: Option<Policy>) -> Result<PruneReport, PruneError> {
         let policy = match policy {
             Some(p) => p,
             None => self.vault.policy(&self.name)?.0,
         };
         self.wait_applied();
-        self.shared.prune(&self.vault, &self.name, Some(policy))
+        let wanted = self.vault.source_dir(&self.name).join(WANTED);
+        self.shared
+            .prune(&self.vault, &self.name, Some(policy), &|| !wanted.exists())
     }
 
     /// Until the catalog has what is durable, or never will.

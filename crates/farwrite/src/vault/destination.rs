@@ -129,7 +129,8 @@ impl Destination for VaultDestination {
                 source,
                 ..
             }) if source.kind() == std::io::ErrorKind::WouldBlock => {
-                let text = "another process at the vault is writing this source: is it connected twice, by ssh and by TLS?";
+                SourceVault::ask_for(&self.vault, name);
+                let text = "another process at the vault has this source open: a prune lets go of it soon; else, is it connected twice, by ssh and by TLS?";
                 Err(Refusal::new(RefusalCode::Busy, text))
             }
             Err(e) => {

@@ -117,6 +117,12 @@ fn prune(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<Pru
 
 fn ask(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<PruneReport> {
     let dir = vault.source_dir(name);
+    let alone = match PruneRequest::alone(&dir) {
+        Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
+            bail!("{name}: somebody else is having it pruned: try again when that has ended")
+        }
+        other => other?,
+    };
     let request = PruneRequest::send(&dir, Some(&policy))?;
     let begun = Instant::now();
     loop {
@@ -129,6 +135,7 @@ fn ask(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<Prune
         std::thread::sleep(LOOK_EVERY);
         if !SourceVault::is_open(vault, name) {
             if request.withdraw(&dir) {
+                drop(alone);
                 return prune(vault, name, policy);
             }
             if request.answer(&dir).is_none() {

@@ -20,7 +20,7 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The window. Shorter than any `keep_all`, so that the moment before it is still there.
 pub const BRAKE_WINDOW: Duration = Duration::from_secs(1800);
@@ -172,15 +172,104 @@ fn moment_before(source_dir: &Path, first: BatchSeq) -> Result<Option<Moment>, M
     Ok(last)
 }
 
+/// `sources/NAME/brake-window.toml`: what was counted when the source was closed, so that a connection which breaks now and
+/// then hides nothing.
+#[derive(Serialize, Deserialize)]
+struct Window {
+    saved: Timestamp,
+    entries: Vec<WindowEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WindowEntry {
+    age_seconds: u64,
+    first: BatchSeq,
+    counts: Counts,
+}
+
+impl Window {
+    fn path(source_dir: &Path) -> PathBuf {
+        source_dir.join("brake-window.toml")
+    }
+
+    /// What counts still, at a time.
+    fn load(
+        source_dir: &Path,
+        instant: Instant,
+        now: Timestamp,
+    ) -> VecDeque<(Instant, BatchSeq, Counts)> {
+        let Ok(window) = load_toml::<Window>(&Self::path(source_dir)) else {
+            return VecDeque::new();
+        };
+        // Zero if the clock was set back since: rather too much than too little.
+        let since = now.since(window.saved);
+        let entries = window.entries.into_iter().map(|e| {
+            let age = Duration::from_secs(e.age_seconds).saturating_add(since);
+            (instant.checked_sub(age), age, e)
+        });
+        entries
+            .filter(|(_, age, _)| *age <= BRAKE_WINDOW)
+            .map(|(at, _, e)| (at.unwrap_or(instant), e.first, e.counts))
+            .collect()
+    }
+
+    fn save(source_dir: &Path, window: &VecDeque<(Instant, BatchSeq, Counts)>) {
+        let path = Self::path(source_dir);
+        if window.is_empty() {
+            let _ = std::fs::remove_file(path);
+            return;
+        }
+        let entries = window.iter().map(|(at, first, counts)| WindowEntry {
+            age_seconds: at.elapsed().as_secs(),
+            first: *first,
+            counts: counts.clone(),
+        });
+        let window = Window {
+            saved: SystemTime::now().into(),
+            entries: entries.collect(),
+        };
+        if let Err(e) = save_toml(&path, &window) {
+            tracing::debug!("{e}");
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        Window::save(&self.source_dir, &self.window);
+    }
+}
+
 /// What one batch, or the window, holds of what is suspicious.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Files that no longer compress.
     pub rewritten: u64,
     /// Files whose content compressed and that are gone.
     pub deleted: u64,
     /// Files with a new ending, by ending.
+    #[serde(with = "endings")]
     pub endings: HashMap<Vec<u8>, u64>,
+}
+
+/// Endings are of any bytes, keys of TOML are not.
+mod endings {
+    use super::HashMap;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        map: &HashMap<Vec<u8>, u64>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<HashMap<Vec<u8>, u64>, D::Error> {
+        let pairs = Vec::<(Vec<u8>, u64)>::deserialize(d)?;
+        Ok(pairs.into_iter().collect())
+    }
 }
 
 impl Counts {
@@ -244,7 +333,7 @@ impl Watch {
         Watch {
             source_dir: source_dir.to_owned(),
             behind,
-            window: VecDeque::new(),
+            window: Window::load(source_dir, Instant::now(), SystemTime::now().into()),
             files: None,
             mark_tried: None,
         }
@@ -493,6 +582,32 @@ mod tests {
         ] {
             assert_eq!(ending(fine), None, "{fine}");
         }
+    }
+
+    #[test]
+    fn what_was_counted_outlives_a_connection_for_as_long_as_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (instant, now) = (Instant::now(), Timestamp::from(SystemTime::now()));
+        let counts = Counts {
+            rewritten: 60,
+            deleted: 3,
+            endings: HashMap::from([(b".\xff\"".to_vec(), 7)]),
+        };
+        let mut watch = Watch::new(dir.path(), BatchSeq(0));
+        watch
+            .window
+            .push_back((instant, BatchSeq(5), counts.clone()));
+        drop(watch);
+        let load = |now| Window::load(dir.path(), instant, now);
+        let found = load(now.after(Duration::from_secs(600)));
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].1, &found[0].2), (BatchSeq(5), &counts));
+        assert!(load(now.after(BRAKE_WINDOW + Duration::from_secs(60))).is_empty());
+        assert_eq!(load(Timestamp::default()).len(), 1, "clock set back");
+        std::fs::write(Window::path(dir.path()), "no toml").unwrap();
+        assert!(load(now).is_empty());
+        drop(Watch::new(dir.path(), BatchSeq(0)));
+        assert!(!Window::path(dir.path()).exists());
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! Runs beside append and apply thread and waits for both rather than the other way round; it must never touch the catalog
 //! but through the apply thread.
 
-use super::{Shared, State};
+use super::{Shared, State, take_lock};
 use crate::catalog::{Catalog, CatalogError, Forget};
 use crate::retention::{self, Kept, Policy, PruneError, PruneOptions, PruneReport};
 use crate::vault::{Vault, VaultError, load_toml, save_toml};
 use farwrite_core::{BatchSeq, SourceName, Timestamp};
 use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -77,7 +78,7 @@ pub struct PruneAnswer {
 }
 
 impl PruneRequest {
-    /// Asks for a prune; the answer comes when it is done.
+    /// Asks for a prune; the answer comes when it is done. Nobody else may ask before it has come: see [`PruneRequest::alone`].
     pub fn send(source_dir: &Path, policy: Option<&Policy>) -> Result<PruneRequest, VaultError> {
         let mut id = [0u8; 8];
         // The id needs to differ, no more.
@@ -89,6 +90,12 @@ impl PruneRequest {
         };
         save_toml(&source_dir.join("prune.request"), &request)?;
         Ok(request)
+    }
+
+    /// Held by who asks, from before the request until its answer: there is one file for each of them. An error of kind
+    /// `WouldBlock`: somebody else asks.
+    pub fn alone(source_dir: &Path) -> Result<File, VaultError> {
+        take_lock(&source_dir.join("prune.lock"))
     }
 
     /// The answer, once it is there.
@@ -224,7 +231,10 @@ impl Keeper {
             Some(text) => Policy::parse(text).map_err(PruneError::Catalog),
             None => self.policy(),
         };
-        let done = policy.and_then(|p| self.shared.prune(&self.vault, &self.name, Some(p)));
+        let done = policy.and_then(|p| {
+            self.shared
+                .prune(&self.vault, &self.name, Some(p), &|| true)
+        });
         let answer = PruneAnswer {
             id: request.id.clone(),
             error: done.as_ref().err().map(ToString::to_string),
@@ -254,11 +264,14 @@ impl Keeper {
         if due && !policy.keeps_everything() {
             return self
                 .shared
-                .prune(&self.vault, &self.name, Some(policy))
+                .prune(&self.vault, &self.name, Some(policy), &|| true)
                 .map(drop);
         }
         if unfinished && Kept::load(&self.dir)?.horizon > BatchSeq(0) {
-            return self.shared.prune(&self.vault, &self.name, None).map(drop);
+            return self
+                .shared
+                .prune(&self.vault, &self.name, None, &|| true)
+                .map(drop);
         }
         Ok(())
     }
@@ -271,6 +284,7 @@ impl Shared {
         vault: &Vault,
         name: &SourceName,
         policy: Option<Policy>,
+        may_go_on: &dyn Fn() -> bool,
     ) -> Result<PruneReport, PruneError> {
         let _one = self.pruning.lock();
         let options = PruneOptions {
@@ -279,7 +293,9 @@ impl Shared {
         };
         let keep_going = || {
             let state = self.state.lock();
-            !state.forgetting.closing && state.failed.is_none()
+            let open = !state.forgetting.closing && state.failed.is_none();
+            drop(state);
+            open && may_go_on()
         };
         let done = retention::prune(
             vault,

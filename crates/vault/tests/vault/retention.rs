@@ -792,3 +792,40 @@ fn copy_source(from: &Path, to: &Path) {
         }
     }
 }
+
+#[test]
+fn who_only_prunes_lets_go_of_a_source_that_somebody_wants() {
+    let mut site = Site::new(5, 400);
+    site.grow(120);
+    let open = || {
+        let options = Options {
+            mirror: false,
+            events: std::sync::Arc::new(|_| {}),
+        };
+        SourceVault::open(&site.vault, &site.name, options).unwrap()
+    };
+    let (policy, before) = (policy("keep_all = \"1h\""), on_disk(&site.log()));
+    let source = open();
+    SourceVault::ask_for(&site.vault, &site.name);
+    assert!(source.prune(Some(policy)).unwrap().stopped);
+    source.close().unwrap();
+    assert_eq!(on_disk(&site.log()), before);
+    // Whoever has it now is not in anybody's way.
+    let source = open();
+    assert!(!source.prune(Some(policy)).unwrap().stopped);
+    source.close().unwrap();
+    assert!(on_disk(&site.log()) < before);
+    site.check("gone on with");
+}
+
+#[test]
+fn one_at_a_time_asks_for_a_prune() {
+    let site = Site::new(6, 60);
+    let first = PruneRequest::alone(&site.dir()).unwrap();
+    let second = PruneRequest::alone(&site.dir());
+    assert!(
+        matches!(second, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
+    );
+    drop(first);
+    PruneRequest::alone(&site.dir()).unwrap();
+}
