@@ -125,8 +125,7 @@ def latency(bench):
     row = Row("4 KiB new file, until it stands in the copy", "ms")
     contestants = [(Farwrite(bench.place, bench.program), 20), (Lsyncd(bench.place), 20), (Syncthing(bench.place), 2)]
     for c, _ in contestants:
-        source = c.place / "source"
-        source.mkdir()
+        source = bench.field(c)
         (source / "first").write_text("first")
         c.start(source)
     payload = random.Random(2).randbytes(4096)
@@ -172,8 +171,7 @@ def delta(bench):
         contestants.append(Syncthing(bench.place))
     chance = random.Random(4)
     for c in contestants:
-        source = c.place / "source"
-        source.mkdir()
+        source = bench.field(c)
         run("cp", "--reflink=auto", template / "file", source / "file")
         c.start(source)
         quiet(source)
@@ -195,6 +193,7 @@ def delta(bench):
             row.samples.setdefault(f"{c.name}: KiB on the wire", []).append((wire(None) - before) / 1024)
         run("cmp", source / "file", c.copy() / "file")
         c.__exit__(None, None, None)
+        shutil.rmtree(source)
     return row
 
 
@@ -202,6 +201,7 @@ def first(bench, source, with_mirror, title, others):
     row = Row(title)
     for _ in range(bench.runs):
         for mirror in ([True, False] if with_mirror else [False]):
+            bench.fresh()
             with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
                 c.add(source)
                 quiet(c.place)
@@ -215,6 +215,7 @@ def first(bench, source, with_mirror, title, others):
                 else:
                     run(bench.program, "vault", "verify", c.vault)
         for other in others:
+            bench.fresh()
             with other(bench.place) as c:
                 quiet(c.place)
                 if isinstance(c, Syncthing):
@@ -251,9 +252,9 @@ def storm(bench):
         contestants.append(lambda: Syncthing(bench.place))
     for _ in range(bench.runs):
         for make in contestants:
+            bench.fresh()
             with make() as c:
-                source = c.place / "source"
-                source.mkdir()
+                source = bench.field(c)
                 (source / "log").write_text("")
                 c.start(source)
                 quiet(source)
@@ -290,17 +291,16 @@ def flood(bench):
     """Operations at full speed: what the application pays, and how far behind the copy is after it."""
     row = Row("flood of 166,666 operations on names and 100,000 writes")
     for _ in range(bench.runs):
-        alone = bench.place / "alone"
+        bench.fresh()
+        alone = bench.fields / "alone"
         alone.mkdir()
         begin = time.monotonic()
         flood_work(alone)
         row.add("alone", time.monotonic() - begin)
-        shutil.rmtree(alone)
-        quiet(bench.place)
         for make in (lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)):
+            bench.fresh()
             with make() as c:
-                source = c.place / "source"
-                source.mkdir()
+                source = bench.field(c)
                 (source / "first").write_text("first")
                 c.start(source)
                 begin = time.monotonic()
@@ -342,16 +342,15 @@ def application(bench):
     for _ in range(bench.runs):
         for what, work in works.items():
             for who, make in protected.items():
+                bench.fresh()
                 if make is None:
-                    source = bench.place / "alone"
+                    source = bench.fields / "alone"
                     source.mkdir()
                     quiet(source)
                     row.add(f"{what}: {who}", elapsed(lambda: work(source)))
-                    shutil.rmtree(source)
                     continue
                 with make() as c:
-                    source = c.place / "source"
-                    source.mkdir()
+                    source = bench.field(c)
                     (source / "first").write_text("first")
                     c.start(source)
                     quiet(source)
@@ -494,6 +493,7 @@ def distance(bench):
         (bench.data / "small.done").touch()
     for _ in range(bench.runs):
         for name, seconds in (("no delay", 0.0), ("50 ms each way", 0.05)):
+            bench.fresh()
             with Farwrite(bench.place, bench.program) as c:
                 c.dial = Delay(c.port, seconds).port
                 c.add(top)
@@ -524,6 +524,7 @@ def many(bench, sources=200, files=250):
         c.run_source()
         c.settle()
         row.add("one source", megabytes / (time.monotonic() - begin))
+    bench.fresh()
     with Farwrite(bench.place, bench.program, tag="many") as c:
         states = []
         for s in range(sources):
@@ -563,10 +564,11 @@ def restore(bench, source, title, peers):
         others = [other(bench.place) for other in peers]
         for o in others:
             o.backup(source)
-        to = bench.place / "restored"
+        to = bench.fields / "restored"
 
         def timed(name, work):
-            shutil.rmtree(to, ignore_errors=True)
+            # What was restored before is out of the way.
+            bench.disks[1].fresh()
             to.mkdir()
             quiet(to)
             where = [None]
@@ -580,7 +582,6 @@ def restore(bench, source, title, peers):
             timed("cp", lambda: run("cp", "-a", source, to) and None or to / source.name)
             for o in others:
                 timed(o.name, lambda: o.restore(to, source))
-        shutil.rmtree(to)
         for o in others:
             o.__exit__(None, None, None)
     return row

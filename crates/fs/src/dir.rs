@@ -187,6 +187,14 @@ impl Dir {
     /// Opens a regular file, following no link and never blocking on a pipe. Anything but a regular file is
     /// `InvalidInput`.
     pub fn open_file(&self, name: &Name, mode: OpenMode) -> io::Result<File> {
+        let file = self.open_unlooked(name, mode)?;
+        if !matches!(mode, OpenMode::CreateNew(_)) {
+            regular(&file)?;
+        }
+        Ok(file)
+    }
+
+    fn open_unlooked(&self, name: &Name, mode: OpenMode) -> io::Result<File> {
         let base = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let open =
             |flags, mode| retry(|| openat2(&self.fd, name.as_os_str(), flags, mode, BENEATH));
@@ -201,14 +209,14 @@ impl Dir {
                 Mode::from_raw_mode(m),
             ),
         }?;
-        let file = File::from(fd);
-        if !matches!(mode, OpenMode::CreateNew(_)) && !file.metadata()?.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
-        }
-        Ok(file)
+        Ok(File::from(fd))
+    }
+
+    /// As [`Dir::open_file`] for reading, with what the kernel says of the file.
+    pub fn read_file(&self, name: &Name) -> io::Result<(File, Stat)> {
+        let file = self.open_unlooked(name, OpenMode::Read)?;
+        let stat = regular(&file)?;
+        Ok((file, stat))
     }
 
     /// Makes a directory of this mode (less the umask).
@@ -402,6 +410,18 @@ impl Level {
             }
         }
         Ok(level)
+    }
+}
+
+/// What an open file is, if it is a regular one.
+fn regular(file: &File) -> io::Result<Stat> {
+    let stat = Stat::of(file)?;
+    match stat.kind {
+        Kind::File => Ok(stat),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )),
     }
 }
 

@@ -16,7 +16,7 @@ pub use attrs::{Skipped, apply_meta, apply_meta_fd, read_meta, read_meta_with};
 pub use data::{Segment, data_segments, next_segment, punch_hole};
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use stat::Stat;
-pub use xattr::{list_xattrs, set_xattrs};
+pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};
 
 use rustix::io::Errno;
 use std::io;

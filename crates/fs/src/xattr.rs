@@ -3,9 +3,12 @@
 use crate::Dir;
 use farwrite_core::meta::Xattr;
 use farwrite_core::{Name, limits};
-use rustix::fs::{XattrFlags, lgetxattr, llistxattr, lremovexattr, lsetxattr};
+use rustix::fs::{
+    XattrFlags, fgetxattr, flistxattr, lgetxattr, llistxattr, lremovexattr, lsetxattr,
+};
 use rustix::io::Errno;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -28,8 +31,26 @@ pub fn list_xattrs(dir: &Dir, name: Option<&Name>) -> io::Result<Vec<Xattr>> {
         Some(_) => dir.proc_path(name),
         None => dir.proc_path(None).join("."),
     };
+    all_xattrs(
+        |buf| llistxattr(&path, buf),
+        |n, buf| lgetxattr(&path, n, buf),
+    )
+}
+
+/// As [`list_xattrs`] of an open file, which costs no way through /proc.
+pub fn list_file_xattrs(file: &File) -> io::Result<Vec<Xattr>> {
+    all_xattrs(
+        |buf| flistxattr(file, buf),
+        |n, buf| fgetxattr(file, n, buf),
+    )
+}
+
+fn all_xattrs(
+    list: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+    mut get: impl FnMut(&OsStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Vec<Xattr>> {
     let mut names = Vec::new();
-    read_grown(&mut names, |buf| llistxattr(&path, buf))?;
+    read_grown(&mut names, list)?;
     let mut out = Vec::new();
     let mut total = 0;
     for n in names
@@ -37,9 +58,7 @@ pub fn list_xattrs(dir: &Dir, name: Option<&Name>) -> io::Result<Vec<Xattr>> {
         .filter(|n| !n.is_empty() && kept(n))
     {
         let mut value = Vec::new();
-        match read_grown(&mut value, |buf| {
-            lgetxattr(&path, OsStr::from_bytes(n), buf)
-        }) {
+        match read_grown(&mut value, |buf| get(OsStr::from_bytes(n), buf)) {
             Err(e) if Errno::from_io_error(&e) == Some(Errno::NODATA) => continue,
             other => other?,
         }

@@ -225,8 +225,9 @@ impl FanotifySource {
         let Ok(name) = Name::new(entry.name) else {
             return self.directory_itself(entry.dir, &dir, time, out);
         };
+        let is_dir = ev.mask & FAN_ONDIR != 0;
         let file = match ev.target {
-            Some(t) if ev.mask & OF_FILE != 0 => self.resolver.file(t)?.map(|f| f.id),
+            Some(t) if ev.mask & OF_FILE != 0 => self.resolver.file(t, is_dir)?.map(|f| f.id),
             _ => None,
         };
         // Bits of one event have no order among themselves; whoever looks at the tree after the last of these sees
@@ -317,7 +318,7 @@ impl FanotifySource {
             return Ok(());
         }
         if ev.mask & OF_FILE != 0
-            && let Some(file) = self.resolver.file(target)?
+            && let Some(file) = self.resolver.file(target, false)?
             && file.linked
         {
             self.by_identity(ev.mask, target, file.id, time, out);
@@ -343,7 +344,8 @@ impl FanotifySource {
         if ev.mask & FAN_ATTRIB != 0 {
             self.resolver.links_changed(target);
         }
-        if let Some(file) = self.resolver.file(target)? {
+        let is_dir = ev.mask & FAN_ONDIR != 0;
+        if let Some(file) = self.resolver.file(target, is_dir)? {
             self.by_identity(ev.mask, target, file.id, time, out);
         }
         Ok(())

@@ -19,7 +19,7 @@ use std::sync::Arc;
 const DIRS_CACHED: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// Files whose identity is remembered.
 const FILES_CACHED: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
-/// Times that a handle is tried again before its file is taken to be gone.
+/// Times that a directory's handle is tried again before it is taken to be gone.
 const GONE_TRIES: u32 = 8;
 /// Times that a handle is tried again after an error that should pass.
 const OPEN_TRIES: u32 = 100;
@@ -109,7 +109,7 @@ impl Resolver {
     pub fn check_handles(&mut self) -> Result<(), SensorError> {
         for i in 0..self.roots.len() {
             let key = self.roots[i].handle.clone();
-            let ok = self.open_handle(i, Handle { key: &key }, OFlags::PATH);
+            let ok = self.open_handle(i, Handle { key: &key }, true);
             if let Err(e) = ok {
                 return Err(SensorError::Unavailable {
                     sensor: crate::SensorKind::Fanotify,
@@ -160,7 +160,7 @@ impl Resolver {
                 continue;
             }
             mounts_tried.push(self.roots[i].mount);
-            let Some((fd, stat)) = self.open_handle(i, h, OFlags::PATH | OFlags::DIRECTORY)? else {
+            let Some((fd, stat)) = self.open_handle(i, h, true)? else {
                 return Ok(Place::Gone);
             };
             let Some(path) = path_of(&fd, &stat)? else {
@@ -208,7 +208,7 @@ impl Resolver {
 
     /// Identity of the directory that holds a directory.
     pub fn parent(&self, h: Handle<'_>, root: usize) -> io::Result<Option<FileId>> {
-        let Some((fd, _)) = self.open_handle(root, h, OFlags::PATH | OFlags::DIRECTORY)? else {
+        let Some((fd, _)) = self.open_handle(root, h, true)? else {
             return Ok(None);
         };
         match fs::statat(&fd, "..", AtFlags::empty()) {
@@ -218,14 +218,14 @@ impl Resolver {
         }
     }
 
-    /// Identity of a file; `None` once it is gone.
-    pub fn file(&mut self, h: Handle<'_>) -> io::Result<Option<FileInfo>> {
+    /// Identity of a file or directory; `None` once it is gone.
+    pub fn file(&mut self, h: Handle<'_>, is_dir: bool) -> io::Result<Option<FileInfo>> {
         if let Some(info) = self.files.get(h.key) {
             return Ok(*info);
         }
         let root = self.roots_on(h)[0];
         let info = self
-            .open_handle(root, h, OFlags::PATH)?
+            .open_handle(root, h, is_dir)?
             .map(|(_, stat)| FileInfo {
                 id: sys::file_id(&stat),
                 linked: stat.st_nlink > 1,
@@ -267,18 +267,23 @@ impl Resolver {
         &self,
         root: usize,
         h: Handle<'_>,
-        flags: OFlags,
+        is_dir: bool,
     ) -> io::Result<Option<(OwnedFd, fs::Stat)>> {
+        let (flags, gone_tries) = match is_dir {
+            true => (OFlags::PATH | OFlags::DIRECTORY, GONE_TRIES),
+            false => (OFlags::PATH, 0),
+        };
         let flags = flags.bits() as i32;
         let mount = self.roots[root].fd.as_fd();
         let mut tries = 0;
         let fd = loop {
             match sys::open_by_handle(mount, h.kind(), h.bytes(), flags) {
                 Ok(fd) => break fd,
-                // Both also mean that a directory was renamed while the kernel looked for the way up from it, so
-                // neither is believed at once.
+                // Of a directory both also mean that one was renamed while the kernel looked for the way up from it
+                // (`reconnect_path` in fs/exportfs/expfs.c), so neither is believed at once. Nothing is looked for above
+                // a file.
                 Err(e) => match e.raw_os_error() {
-                    Some(libc::ESTALE | libc::ENOENT) if tries >= GONE_TRIES => return Ok(None),
+                    Some(libc::ESTALE | libc::ENOENT) if tries >= gone_tries => return Ok(None),
                     Some(libc::ESTALE | libc::ENOENT | libc::ENOMEM) if tries < OPEN_TRIES => {
                         tries += 1;
                         std::thread::yield_now();

@@ -6,7 +6,7 @@ use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
 use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
 use farwrite_core::{BackupCommand, Extent, NodeId, Op};
-use farwrite_fs::{OpenMode, Stat, is_absent, list_xattrs, read_meta_with};
+use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -66,25 +66,25 @@ impl BackupUnit {
         c: &BackupCommand,
         slot: u32,
     ) -> Result<(), UnitError> {
-        let file = match e.dir.dir.open_file(e.name, OpenMode::Read) {
+        let (file, mut stat) = match e.dir.dir.read_file(e.name) {
             Ok(f) => f,
             Err(err) if is_absent(&err) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
         };
-        match Stat::of(&file) {
-            Ok(s) if s.id == e.stat.id => {}
-            Ok(_) => return self.lost_sight(node, c),
-            Err(err) => return self.fail(&e.path, &err, c),
+        if stat.id != e.stat.id {
+            return self.lost_sight(node, c);
         }
         let trusted = self.trusts(row.as_ref(), c);
         // A file that is read as a whole may be mapped although this command does not say so.
-        if (c.what.mapped || row.is_some() && !trusted)
-            && let Err(err) = self.start_writeback(&file, c, trusted)
-        {
-            return self.fail(&e.path, &err, c);
+        if c.what.mapped || row.is_some() && !trusted {
+            let started = self.start_writeback(&file, c, trusted);
+            match started.and_then(|()| Stat::of(&file)) {
+                Ok(now) => stat = now,
+                Err(err) => return self.fail(&e.path, &err, c),
+            }
         }
         let started = self.clock.now();
-        match self.read_content(&file, e, node, row.as_ref(), c) {
+        match self.read_content((&file, stat), e, node, row.as_ref(), c) {
             Ok((stat, settled, content)) => {
                 self.solved(&e.path);
                 self.finish_file(
@@ -93,6 +93,7 @@ impl BackupUnit {
                     row,
                     slot,
                     FileState {
+                        file: &file,
                         stat,
                         settled,
                         started,
@@ -141,7 +142,7 @@ impl BackupUnit {
 
     fn read_content(
         &mut self,
-        file: &File,
+        (file, mut before): (&File, Stat),
         e: &Present<'_>,
         node: NodeId,
         row: Option<&NodeRow>,
@@ -151,7 +152,6 @@ impl BackupUnit {
         if !self.trusts(row, c) {
             self.read_now.insert(node);
         }
-        let mut before = Stat::of(file)?;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -431,10 +431,11 @@ impl BackupUnit {
         node: NodeId,
         row: Option<NodeRow>,
         slot: u32,
-        state: FileState,
+        state: FileState<'_>,
         c: &BackupCommand,
     ) -> Result<(), UnitError> {
         let FileState {
+            file,
             stat,
             settled,
             started,
@@ -445,12 +446,8 @@ impl BackupUnit {
             .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
         let xattrs = match attrs_same {
             Some(r) => r.meta.xattrs.clone(),
-            None => match list_xattrs(&e.dir.dir, Some(e.name)) {
+            None => match list_file_xattrs(file) {
                 Ok(x) => x,
-                Err(err) if is_absent(&err) => row
-                    .as_ref()
-                    .map(|r| r.meta.xattrs.clone())
-                    .unwrap_or_default(),
                 Err(err) => {
                     self.problem(&e.path, &err, Some(c));
                     row.as_ref()
@@ -472,6 +469,9 @@ impl BackupUnit {
             flags,
             sum: content.sum,
         };
+        if settled && !partial {
+            self.settled_now.insert(stat.id);
+        }
         let is_new = row.is_none();
         let writes =
             !(content.ops.is_empty() && content.holes.is_empty() && content.staged.is_none());
@@ -564,7 +564,8 @@ impl BackupUnit {
 }
 
 /// A file as it was read.
-struct FileState {
+struct FileState<'a> {
+    file: &'a File,
     stat: Stat,
     settled: bool,
     started: farwrite_core::Timestamp,

@@ -126,15 +126,14 @@ impl BackupUnit {
         mut c: BackupCommand,
         id: FileId,
     ) -> Result<(), UnitError> {
-        let slots: Vec<(u32, u64)> = self
-            .tree
-            .roots()
-            .iter()
-            .map(|r| (r.spec.slot, r.id.dev))
-            .collect();
+        let roots = self.tree.roots().iter().filter(|r| r.id.dev == id.dev);
+        let slots: Vec<u32> = roots.map(|r| r.spec.slot).collect();
+        if slots.len() == 1 && self.settled_now.contains(&id) && !c.what.mapped {
+            return Ok(());
+        }
         let mut found = false;
         // A file with names below several protected directories is a node in each.
-        for (slot, _) in slots.into_iter().filter(|(_, dev)| *dev == id.dev) {
+        for slot in slots {
             for (node, row) in self.index.by_ino(slot, id.ino)? {
                 if self.look_at_names_of(&mut c, node, row, id)? {
                     found = true;

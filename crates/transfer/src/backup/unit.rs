@@ -133,6 +133,8 @@ pub struct BackupUnit {
     lost_retry_at: Timestamp,
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
+    /// Those of them that were read whole and did not change meanwhile: nothing that was told before the round is news.
+    pub(super) settled_now: HashSet<FileId>,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
     /// See [`NodeFlags::PARTIAL`]: when each was last read so.
     pub(super) partial: HashMap<NodeId, Timestamp>,
@@ -193,6 +195,7 @@ impl BackupUnit {
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
+            settled_now: HashSet::new(),
             incomplete: false,
             complete_at: None,
             ranges_held: RANGES_HELD,
@@ -260,6 +263,7 @@ impl BackupUnit {
         self.index.begin()?;
         self.last_batch = None;
         self.read_now.clear();
+        self.settled_now.clear();
         let mut departures = Vec::new();
         for c in commands {
             self.stats.commands += 1;

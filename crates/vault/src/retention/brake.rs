@@ -374,6 +374,8 @@ impl Watch {
         if self.window.is_empty() {
             self.files = None;
         }
+        // One transaction: many small questions cost no file locks of their own.
+        let reading = conn.unchecked_transaction()?;
         for batch in batches.iter().filter(|b| b.commit.seq > self.behind) {
             let counts = count(conn, batch)?;
             if counts.is_nothing() {
@@ -387,6 +389,7 @@ impl Watch {
                 _ => self.window.push_back((instant, batch.commit.seq, counts)),
             }
         }
+        reading.finish()?;
         let mut all = Counts::default();
         self.window.iter().for_each(|(_, _, c)| all.add(c));
         // Without knowing how many files there are: could it be?
