@@ -24,6 +24,8 @@ const SIGPIPE_STATUS: u8 = 128 + 13;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     init_logs(&cli);
+    // The usual 1024 are soon used up by a vault of many sources.
+    farwrite_fs::raise_open_files();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough. Not a success: what was asked for may not be done.

@@ -7,12 +7,14 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod attrs;
+mod cache;
 mod data;
 mod dir;
 mod stat;
 mod xattr;
 
 pub use attrs::{Skipped, apply_meta, apply_meta_fd, read_meta, read_meta_with};
+pub use cache::{HandleCache, raise_open_files};
 pub use data::{Segment, data_segments, next_segment, punch_hole};
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use stat::Stat;

@@ -9,6 +9,7 @@ use super::rows::{NodeFlags, NodeRow, Undo};
 use farwrite_core::op::Chain;
 use farwrite_core::{BatchSeq, Commit, Epoch, Name, NodeId, Op, Timestamp};
 use farwrite_fs::Stat;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_bytes::ByteBuf;
 use std::collections::HashSet;
@@ -98,6 +99,9 @@ impl Index {
             source,
         };
         let db = Connection::open(path).map_err(sql)?;
+        // Statements are not planned anew for each value that is bound to them.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+            .map_err(sql)?;
         db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
         db.pragma_update(None, "synchronous", "NORMAL")
             .map_err(sql)?;

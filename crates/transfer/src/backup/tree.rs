@@ -3,14 +3,9 @@
 use super::index::{Index, IndexError};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
-use farwrite_fs::{Dir, Stat, is_absent};
-use lru::LruCache;
+use farwrite_fs::{Dir, HandleCache, Stat, is_absent};
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-
-/// Directory handles kept open.
-const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// A protected directory, as configured.
 #[derive(Clone, Debug)]
@@ -77,7 +72,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Tree {
     roots: Vec<Root>,
-    open: LruCache<NodeId, OpenDir>,
+    open: HandleCache<NodeId, OpenDir>,
 }
 
 impl Tree {
@@ -85,7 +80,7 @@ impl Tree {
     pub fn new() -> Self {
         Tree {
             roots: Vec::new(),
-            open: LruCache::new(OPEN_DIRS),
+            open: HandleCache::new(),
         }
     }
 

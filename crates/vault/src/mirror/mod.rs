@@ -8,15 +8,11 @@ mod step;
 use crate::catalog::{Catalog, Delta, View};
 use crate::segment::{BlockReader, LogError};
 use farwrite_core::{BatchSeq, Kind, Meta, Name, NodeId};
-use farwrite_fs::{Dir, Skipped};
-use lru::LruCache;
+use farwrite_fs::{Dir, HandleCache, Skipped};
 use std::io;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Directories kept open.
-const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// Entries asked of the catalog at once.
 const PAGE: usize = 4096;
 
@@ -108,7 +104,7 @@ pub struct Mirror {
     path: PathBuf,
     may_own: bool,
     blocks: BlockReader,
-    dirs: LruCache<NodeId, Arc<Dir>>,
+    dirs: HandleCache<NodeId, Arc<Dir>>,
     stats: MirrorStats,
 }
 
@@ -135,7 +131,7 @@ impl Mirror {
             path: source_dir.join("mirror"),
             may_own: rustix::process::geteuid().is_root(),
             blocks: BlockReader::new(&source_dir.join("log")),
-            dirs: LruCache::new(OPEN_DIRS),
+            dirs: HandleCache::new(),
             stats: MirrorStats::default(),
         })
     }
