@@ -30,7 +30,7 @@ number() { farwrite status --json | sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" | h
 
 # Everything made before is durable and in the mirror, and the mirror is the source.
 converges() {
-    farwrite flush --timeout 120s || {
+    farwrite flush --timeout "${FLUSH:-120s}" || {
         farwrite status
         tail -n 20 /tmp/source.log
         die "$1: flush"

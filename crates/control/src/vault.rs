@@ -50,6 +50,13 @@ pub struct VaultSource {
     pub batches: u64,
     /// Versions of files, directories and special files.
     pub versions: u64,
+    /// Age in milliseconds of the oldest change at the source that is not durable here, as the source says, at most a second
+    /// ago; none: it does not say (it is not connected, comes by ssh, or is of an older version).
+    #[serde(default)]
+    pub lag_ms: Option<u64>,
+    /// How many such changes there are.
+    #[serde(default)]
+    pub pending_changes: Option<u64>,
     /// Batches that are durable and not in the mirror yet.
     pub behind_batches: u64,
     /// It has a mirror.

@@ -88,7 +88,8 @@ impl ExtentSet {
 
     /// Bytes in all ranges.
     pub fn bytes(&self) -> u64 {
-        self.list.iter().map(|e| e.len).sum()
+        let lens = self.list.iter().map(|e| e.len);
+        lens.fold(0, u64::saturating_add)
     }
 
     /// How many ranges.

@@ -262,13 +262,16 @@ impl DirtySet {
         self.collapsed
     }
 
-    /// Bytes known to be changed (extents only).
+    /// Bytes known to be changed: of extents that have an end.
     pub fn known_bytes(&self) -> u64 {
-        self.entries
+        let known = self
+            .entries
             .values()
-            .filter_map(|e| e.command.extents.as_ref())
-            .map(ExtentSet::bytes)
-            .sum()
+            .filter_map(|e| e.command.extents.as_ref());
+        let ended = known
+            .flat_map(ExtentSet::iter)
+            .filter(|e| e.end() < u64::MAX);
+        ended.map(|e| e.len).fold(0, u64::saturating_add)
     }
 
     /// Everything as messages, to start a journal anew with.
@@ -601,6 +604,21 @@ mod tests {
         assert_eq!(d.oldest().unwrap().0, ChangeSeq(4));
         assert_eq!(targets(&d.take(9)), ["/r/1/c"]);
         assert!(d.is_empty() && d.oldest().is_none());
+    }
+
+    #[test]
+    fn bytes_are_counted_where_a_change_has_an_end() {
+        let mut d = set(100);
+        for (i, n) in ["a", "b", "c"].into_iter().enumerate() {
+            d.insert(
+                ChangeSeq(i as u64 + 1),
+                &change(1, n, ChangeOp::Truncate(7)),
+            );
+        }
+        assert_eq!(d.known_bytes(), 0);
+        let wrote = ChangeOp::Write(Some(Extent::new(3, 20)));
+        d.insert(ChangeSeq(4), &change(1, "d", wrote));
+        assert_eq!(d.known_bytes(), 20);
     }
 
     #[test]

@@ -12,10 +12,12 @@ use serde_bytes::ByteBuf;
 
 /// Protocol version 1: hello, batches with cumulative acks, replay, history, pairing.
 pub const PROTOCOL_V1: u16 = 1;
+/// Protocol version 2: [`Message::Behind`].
+pub const PROTOCOL_V2: u16 = 2;
 /// Oldest protocol version that this software speaks.
 pub const PROTOCOL_MIN: u16 = PROTOCOL_V1;
 /// Newest protocol version that this software speaks.
-pub const PROTOCOL_MAX: u16 = PROTOCOL_V1;
+pub const PROTOCOL_MAX: u16 = PROTOCOL_V2;
 
 /// Most bytes of text from the other side that are kept or shown.
 pub const TEXT_BYTES: usize = 1024;
@@ -99,6 +101,18 @@ pub enum Message {
     },
     /// S: the source is done and closes.
     Bye,
+    /// S, in a backup session, from version 2 on: what it has still to send or to see acked. For people at the vault; nothing
+    /// is decided by it.
+    Behind(Behind),
+}
+
+/// How far a source is behind its own files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Changes that are not durable at the vault.
+    pub changes: u64,
+    /// Age of the oldest of them in milliseconds; 0 if there is none.
+    pub lag_ms: u64,
 }
 
 /// The first message of a session.
@@ -339,6 +353,13 @@ mod tests {
                 "0d017809",
             ),
             (Message::Bye, "0e"),
+            (
+                Message::Behind(Behind {
+                    changes: 300,
+                    lag_ms: 5,
+                }),
+                "0fac0205",
+            ),
         ];
         for (message, want) in samples {
             let raw = postcard::to_stdvec(&message).unwrap();

@@ -15,6 +15,7 @@ use farwrite_transfer::backup::{
     BackupStats, BackupUnit, Index, IndexState, Problem, RecordSink, RootSpec, SinkClosed,
     UnitError,
 };
+use farwrite_transfer::message::Behind;
 use farwrite_transfer::net::{Dialer, LinkEvent, LinkOptions, LinkStats, SourceLink};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -128,6 +129,16 @@ pub struct Link {
 }
 
 impl Link {
+    /// What is not durable at the vault.
+    pub fn behind(&self) -> Behind {
+        let q = self.queue.stats();
+        let age = |t| SystemClock::default().now().since(t).as_millis() as u64;
+        Behind {
+            changes: q.pending as u64,
+            lag_ms: q.oldest.map_or(0, |(_, t)| age(t)),
+        }
+    }
+
     /// Starts the thread.
     pub fn start(setup: LinkSetup) -> (Arc<Link>, std::thread::JoinHandle<()>) {
         let link = Arc::new(Link {
@@ -396,7 +407,9 @@ impl Worker {
             }
             shared.event(event, &feed);
         });
+        let shared = self.shared.clone();
         let options = LinkOptions {
+            behind: Some(Arc::new(move || shared.behind())),
             epoch: Some(index.state().epoch),
             bytes_per_second: self.setup.bandwidth,
             ..LinkOptions::default()

@@ -6,7 +6,7 @@ use crate::config;
 use farwrite_control::{
     API_VERSION, Backup, Problem, Protection, Schedule, Sensor, State, Status, Vault,
 };
-use farwrite_core::{Clock, SystemClock, Timestamp};
+use farwrite_core::Timestamp;
 use farwrite_schedule::QueueStats;
 
 /// Lag below this is "safe, on its way" rather than "behind".
@@ -111,9 +111,7 @@ fn not_covered(r: &LinkReport, dir: &str) -> Vec<String> {
 fn vault(config: &config::Vault, link: &Link, on: bool) -> Vault {
     let r = link.report();
     let q = link.queue.stats();
-    let lag_ms = q.oldest.map_or(0, |(_, t)| {
-        SystemClock::default().now().since(t).as_millis() as u64
-    });
+    let lag_ms = link.behind().lag_ms;
     let (state, message) = judge(&r, &q, lag_ms, on);
     Vault {
         name: config.name.to_string(),

@@ -163,6 +163,8 @@ impl VaultDaemon {
             self.presence.note(&name);
         }
         s.connected = seen.is_here() || through_ssh;
+        s.lag_ms = seen.behind.map(|b| b.lag_ms);
+        s.pending_changes = seen.behind.map(|b| b.changes);
         if let (false, Some(t)) = (s.connected, seen.last.and_then(rfc3339)) {
             s.last_seen = Some(t);
         }

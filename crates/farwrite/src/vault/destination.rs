@@ -5,7 +5,7 @@ use super::failure;
 use super::presence::{Here, Presence};
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Epoch, Record, RecordKind, SourceName, Timestamp};
-use farwrite_transfer::message::{Refusal, RefusalCode};
+use farwrite_transfer::message::{Behind, Refusal, RefusalCode};
 use farwrite_transfer::net::tls::Fingerprint;
 use farwrite_transfer::net::{Destination, EventSender, HistoryAnswers, SinkError, SourceSink};
 use farwrite_transfer::pairing::{InviteStore, PairingError, PeerStore};
@@ -94,7 +94,7 @@ impl VaultDestination {
             log_dir,
             progress,
             mirror,
-            _here: self.presence.enter(name),
+            here: self.presence.enter(name),
         })
     }
 }
@@ -259,7 +259,7 @@ struct VaultSink {
     log_dir: PathBuf,
     progress: Arc<Progress>,
     mirror: bool,
-    _here: Here,
+    here: Here,
 }
 
 impl SourceSink for VaultSink {
@@ -273,6 +273,10 @@ impl SourceSink for VaultSink {
 
     fn mirror(&self) -> bool {
         self.mirror
+    }
+
+    fn behind(&self, behind: Behind) {
+        self.here.behind(behind);
     }
 
     fn submit(&self, record: Record) -> Result<(), SinkError> {

@@ -48,6 +48,12 @@ pub(super) fn text(s: &VaultStatus) -> String {
     each.gauge("last_backup_age_seconds", "seconds", help, |s| {
         age(&s.last_backup)
     });
+    let help = "Age of its oldest change that is not durable here, as it says.";
+    each.gauge("lag_seconds", "seconds", help, |s| {
+        s.lag_ms.map(|ms| ms as f64 / 1e3)
+    });
+    let help = "Its changes that are not durable here, as it says.";
+    each.gauge("pending_changes", "", help, |s| s.pending_changes);
     each.gauge(
         "mirror_behind_batches",
         "",

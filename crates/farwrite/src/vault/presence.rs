@@ -1,6 +1,7 @@
 //! Which sources have a session with this process, and when they last had one. Nothing is decided by it.
 
 use farwrite_core::{SourceName, Timestamp};
+use farwrite_transfer::message::Behind;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +20,8 @@ pub(super) struct Seen {
     sessions: usize,
     /// End of the last one.
     pub(super) last: Option<Timestamp>,
+    /// What the source last said of itself, while it is here.
+    pub(super) behind: Option<Behind>,
 }
 
 impl Seen {
@@ -74,6 +77,16 @@ impl Drop for Here {
         if let Some(seen) = self.presence.0.lock().get_mut(&self.name) {
             seen.sessions = seen.sessions.saturating_sub(1);
             seen.last = Some(SystemTime::now().into());
+            seen.behind = seen.behind.filter(|_| seen.sessions > 0);
+        }
+    }
+}
+
+impl Here {
+    /// The source says how far behind it is.
+    pub(super) fn behind(&self, behind: Behind) {
+        if let Some(seen) = self.presence.0.lock().get_mut(&self.name) {
+            seen.behind = Some(behind);
         }
     }
 }
@@ -103,9 +116,16 @@ mod tests {
         assert_eq!(all.of(&name), Seen::default());
         let first = all.enter(&name);
         let second = all.enter(&name);
+        let behind = Behind {
+            changes: 3,
+            lag_ms: 40,
+        };
+        second.behind(behind);
         drop(first);
         assert!(all.of(&name).is_here());
+        assert_eq!(all.of(&name).behind, Some(behind));
         drop(second);
-        assert!(!all.of(&name).is_here() && all.of(&name).last.is_some());
+        let seen = all.of(&name);
+        assert!(!seen.is_here() && seen.last.is_some() && seen.behind.is_none());
     }
 }

@@ -69,8 +69,15 @@ fn a_vault_shows_its_sources_to_whom_it_let_in_and_to_nobody_else() {
     b.wait(
         "the mirror is counted",
         SOON,
-        "/^3\\.[0-9] MB/.test(document.querySelectorAll('tbody td')[4].innerText)",
+        "/^3\\.[0-9] MB/.test(document.querySelectorAll('tbody td')[5].innerText)",
     );
+    b.wait(
+        "the source says that it is not behind",
+        SOON,
+        "document.querySelectorAll('tbody td')[3].innerText.includes('up to date')",
+    );
+    let source = &status(&dir).sources[0];
+    assert_eq!((source.pending_changes, source.lag_ms), (Some(0), Some(0)));
     for page in ["/", &format!("/source/{NAME}"), "/alerts"] {
         site.go(page);
         let text = b.run("return document.documentElement.outerHTML");

@@ -4,7 +4,7 @@
 //! All calls may block: they are made on plain threads, never on the async runtime's.
 
 use super::tls::Fingerprint;
-use crate::message::Refusal;
+use crate::message::{Behind, Refusal};
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Epoch, Record, SourceName};
 use parking_lot::Mutex;
@@ -46,6 +46,9 @@ pub trait SourceSink: Send + Sync {
 
     /// Takes the next record. Blocks while the log is behind: that is the backpressure. Called by one thread.
     fn submit(&self, record: Record) -> Result<(), SinkError>;
+
+    /// How far behind the source says that it is. For people; by default it is passed over.
+    fn behind(&self, _: Behind) {}
 
     /// Drops the records of an unfinished batch. Called once at the end of every session.
     fn abort(&self);

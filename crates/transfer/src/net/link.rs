@@ -8,7 +8,7 @@ use super::dialer::Dialer;
 use super::outgoing::Outgoing;
 use super::rate::TokenBucket;
 use super::{STALLED_AFTER, dialer::Dialed};
-use crate::message::RefusalCode;
+use crate::message::{Behind, RefusalCode};
 use crate::session::{
     OUTPUT_BYTES, PushError, SourceError, SourceEvent, SourceOptions, SourceSession,
 };
@@ -32,7 +32,7 @@ const REPLAY_RECORDS: usize = 64;
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a link is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LinkOptions {
     /// Name and version of this software, for the vault's log messages.
     pub software: String,
@@ -42,6 +42,8 @@ pub struct LinkOptions {
     pub window_bytes: u64,
     /// Bandwidth limit; `None`: none.
     pub bytes_per_second: Option<u64>,
+    /// Asked at most once a second how far behind the source is, to tell the vault; `None`: it is not told. Must not block.
+    pub behind: Option<Arc<dyn Fn() -> Behind + Send + Sync>>,
 }
 
 impl Default for LinkOptions {
@@ -51,6 +53,7 @@ impl Default for LinkOptions {
             epoch: None,
             window_bytes: limits::WINDOW_BYTES,
             bytes_per_second: None,
+            behind: None,
         }
     }
 }
@@ -228,6 +231,7 @@ impl SourceLink {
                 start: Instant::now(),
                 shared: &task,
                 events: &*events,
+                behind: options.behind,
                 backoff: BACKOFF_MIN,
             }
             .run(&dial)
@@ -342,6 +346,7 @@ struct Task<'a> {
     start: Instant,
     shared: &'a Shared,
     events: &'a (dyn Fn(LinkEvent) + Send + Sync),
+    behind: Option<Arc<dyn Fn() -> Behind + Send + Sync>>,
     backoff: Duration,
 }
 
@@ -460,6 +465,7 @@ impl Task<'_> {
         let mut replayed: VecDeque<Option<Record>> = VecDeque::new();
         loop {
             let now = self.start.elapsed();
+            self.tell_behind(now);
             let (deadline, replay) = {
                 let mut state = self.shared.state.lock();
                 if let Err(e) = state.session.tick(now) {
@@ -536,6 +542,16 @@ impl Task<'_> {
             if replay.is_none() {
                 replayed.clear();
             }
+        }
+    }
+
+    fn tell_behind(&self, now: Duration) {
+        if let Some(ask) = &self.behind
+            && self.shared.state.lock().session.behind_due(now)
+        {
+            // Not under the lock: whoever answers may want it.
+            let behind = ask();
+            self.shared.state.lock().session.tell_behind(now, behind);
         }
     }
 

@@ -485,6 +485,7 @@ fn begin(
     let (service, peer) = (service.clone(), peer.clone());
     match action {
         VaultAction::Submit(record) => return Some(Job::Submit(record)),
+        VaultAction::Behind(behind) => return Some(Job::Behind(behind)),
         VaultAction::Replay(after) => return Some(Job::Replay(after)),
         VaultAction::Ask { id, request } => return Some(Job::Ask { id, request }),
         VaultAction::Pair { token } => *opening = Some(Box::pin(service.open_pair(peer, token))),

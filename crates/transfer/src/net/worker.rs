@@ -4,7 +4,7 @@
 //! the reports, which stops a replay. Never touches the socket.
 
 use super::destination::{HistoryAnswers, SinkError, SourceSink};
-use crate::message::response_records;
+use crate::message::{Behind, response_records};
 use farwrite_core::history::Request;
 use farwrite_core::{BatchSeq, Record};
 use std::any::Any;
@@ -21,6 +21,7 @@ const REPORTS: usize = 8;
 #[derive(Debug)]
 pub(super) enum Job {
     Submit(Record),
+    Behind(Behind),
     Replay(BatchSeq),
     Ask { id: u32, request: Request },
 }
@@ -52,6 +53,10 @@ impl Worker {
             while let Some(job) = jobs.blocking_recv() {
                 let end = match job {
                     Job::Submit(record) => sink.submit(record).err().map(error),
+                    Job::Behind(behind) => {
+                        sink.behind(behind);
+                        None
+                    }
                     Job::Replay(after) => replay(&*sink, after, reports),
                     Job::Ask { .. } => None,
                 };

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// The source sends a ping this often; the vault an `Alive` when it has said nothing for as long.
 pub const PING_EVERY: Duration = Duration::from_secs(10);
+/// A source tells how far behind it is at most this often.
+pub const BEHIND_EVERY: Duration = Duration::from_secs(1);
 /// A connection on which no byte has come for this long is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// A connection must have brought a whole hello (and, with TLS, its handshake) by then.

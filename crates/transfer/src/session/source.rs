@@ -4,10 +4,10 @@
 //! Must never drop a batch that was not acked, never let more than the window be unacked, and never go on with a vault
 //! whose log is not the one that it acked.
 
-use super::{DEAD_AFTER, Framer, LONE_BATCH_BYTES, OUTPUT_BYTES, PING_EVERY};
+use super::{BEHIND_EVERY, DEAD_AFTER, Framer, LONE_BATCH_BYTES, OUTPUT_BYTES, PING_EVERY};
 use crate::message::{
-    Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode, SOFTWARE_BYTES,
-    TEXT_BYTES, Welcome, printable,
+    Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_V2, Purpose, Refusal, RefusalCode,
+    SOFTWARE_BYTES, TEXT_BYTES, Welcome, printable,
 };
 use bytes::BytesMut;
 use farwrite_core::record::{BadRecord, Record, RecordKind};
@@ -67,6 +67,10 @@ struct Connection {
     ping: Option<(u32, Duration)>,
     pings: u32,
     replay: Option<BatchSeq>,
+    version: u16,
+    /// What the vault was told last, and when it may be told again.
+    behind: Option<Behind>,
+    behind_at: Duration,
 }
 
 /// What the session has to tell.
@@ -190,6 +194,9 @@ impl SourceSession {
             ping: None,
             pings: 0,
             replay: None,
+            version: PROTOCOL_MIN,
+            behind: None,
+            behind_at: now,
         };
         connection.say(&Message::Hello(Hello {
             version_min: PROTOCOL_MIN,
@@ -387,6 +394,7 @@ impl SourceSession {
         self.mirrored = None;
         let c = self.connection.as_mut().expect("called with a connection");
         c.up = true;
+        c.version = w.version;
         c.ping_at = now;
         events.push(SourceEvent::Up {
             last: w.last,
@@ -531,11 +539,37 @@ impl SourceSession {
         Ok(())
     }
 
-    /// When [`SourceSession::tick`] is due next; `None` without a connection.
+    /// May the vault be told how far behind this source is ([`SourceSession::tell_behind`])?
+    pub fn behind_due(&self, now: Duration) -> bool {
+        self.connection
+            .as_ref()
+            .is_some_and(|c| c.up && c.version >= PROTOCOL_V2 && now >= c.behind_at)
+    }
+
+    /// Tells the vault how far behind this source is, unless it knows.
+    pub fn tell_behind(&mut self, now: Duration, behind: Behind) {
+        let Some(c) = self.connection.as_mut().filter(|c| c.up) else {
+            return;
+        };
+        c.behind_at = now + BEHIND_EVERY;
+        if c.behind != Some(behind) {
+            c.behind = Some(behind);
+            c.say(&Message::Behind(behind));
+        }
+    }
+
+    /// When [`SourceSession::tick`] or [`SourceSession::tell_behind`] is due next; `None` without a connection. As long as
+    /// the vault takes this source for one that is behind, it is told what changes about that.
     pub fn deadline(&self) -> Option<Duration> {
         let c = self.connection.as_ref()?;
-        let dead = c.heard + DEAD_AFTER;
-        Some(if c.up { dead.min(c.ping_at) } else { dead })
+        let mut at = c.heard + DEAD_AFTER;
+        if c.up {
+            at = at.min(c.ping_at);
+            if c.behind.is_some_and(|b| b.changes > 0) {
+                at = at.min(c.behind_at);
+            }
+        }
+        Some(at)
     }
 
     /// Is the vault's welcome here?

@@ -7,8 +7,8 @@
 use super::source::append;
 use super::{DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
 use crate::message::{
-    Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode, SOFTWARE_BYTES,
-    TEXT_BYTES, TOKEN_BYTES, Welcome, printable,
+    Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode,
+    SOFTWARE_BYTES, TEXT_BYTES, TOKEN_BYTES, Welcome, printable,
 };
 use bytes::BytesMut;
 use farwrite_core::history::Request;
@@ -42,6 +42,8 @@ pub enum VaultAction {
         /// What the source says of itself, made safe to show.
         software: String,
     },
+    /// How far behind the source says that it is, for people.
+    Behind(Behind),
     /// Append to the log.
     Submit(Record),
     /// Send the records behind this batch with [`VaultSession::replay_record`], then [`VaultSession::replay_end`].
@@ -206,6 +208,10 @@ impl VaultSession {
                 }
                 b.replaying = true;
                 self.actions.push_back(VaultAction::Replay(after));
+                Ok(())
+            }
+            (State::Backup(_), Message::Behind(behind)) => {
+                self.actions.push_back(VaultAction::Behind(behind));
                 Ok(())
             }
             (State::History { asked }, Message::Request { id, request }) => {

@@ -3,7 +3,9 @@
 use crate::common::{Maker, name, take, wire};
 use bytes::BytesMut;
 use farwrite_core::{BatchSeq, Record, RecordKind, codec};
-use farwrite_transfer::message::{Hello, Message, Purpose, RefusalCode, TOKEN_BYTES, Welcome};
+use farwrite_transfer::message::{
+    Behind, Hello, Message, Purpose, RefusalCode, TOKEN_BYTES, Welcome,
+};
 use farwrite_transfer::session::*;
 use proptest::prelude::*;
 use serde_bytes::ByteBuf;
@@ -45,8 +47,12 @@ fn output(s: &mut SourceSession) -> Vec<u8> {
 }
 
 fn welcome(last: Option<(BatchSeq, [u8; 32])>) -> Vec<u8> {
+    welcome_to(1, last)
+}
+
+fn welcome_to(version: u16, last: Option<(BatchSeq, [u8; 32])>) -> Vec<u8> {
     let w = Message::Welcome(Welcome {
-        version: 1,
+        version,
         name: name("web"),
         last,
         epoch: None,
@@ -110,6 +116,44 @@ fn after_a_loss_at_any_record_all_unacked_batches_go_out_again_whole() {
             assert_eq!(s.unacked_bytes(), wire(&again).len() as u64);
         }
     }
+}
+
+#[test]
+fn the_vault_is_told_how_far_behind_a_source_is_as_long_as_it_is() {
+    let mut s = source();
+    s.connected(T0);
+    assert!(!s.behind_due(T0), "not welcome yet");
+    feed(&mut s, &welcome_to(2, None)).unwrap();
+    s.tick(T0).unwrap();
+    output(&mut s);
+    let some = Behind {
+        changes: 3,
+        lag_ms: 40,
+    };
+    assert!(s.behind_due(T0));
+    s.tell_behind(T0, some);
+    let told = output(&mut s);
+    assert_eq!(messages(&told), [Message::Behind(some)]);
+    // Again when the vault's idea may have become wrong, and no sooner.
+    assert_eq!(s.deadline(), Some(T0 + BEHIND_EVERY));
+    assert!(!s.behind_due(T0 + BEHIND_EVERY / 2));
+    assert!(s.behind_due(T0 + BEHIND_EVERY));
+    s.tell_behind(T0 + BEHIND_EVERY, some);
+    assert_eq!(output(&mut s), []);
+    s.tell_behind(T0 + 2 * BEHIND_EVERY, Behind::default());
+    assert_eq!(
+        messages(&output(&mut s)),
+        [Message::Behind(Behind::default())]
+    );
+    assert!(s.deadline().unwrap() > T0 + 3 * BEHIND_EVERY, "left alone");
+    let mut v = opened(None);
+    v.received(T0, &told);
+    assert_eq!(v.next_action(), Some(VaultAction::Behind(some)));
+    // An older vault does not know the message.
+    s.disconnected();
+    s.connected(T0);
+    feed(&mut s, &welcome(None)).unwrap();
+    assert!(!s.behind_due(T0 + 10 * BEHIND_EVERY));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One source: what it takes and how that has grown, verification.
 
 use super::retention::{elsewhere, fields_part};
-use super::sources::{behind, growth, space, state, verified};
+use super::sources::{behind, growth, lag, space, state, verified};
 use super::{Page, frame};
 use crate::gate::Session;
 use crate::live::{stream, tell};
@@ -192,6 +192,7 @@ struct StatePart<'a> {
     state: &'static str,
     seen: String,
     last: String,
+    lag: String,
     behind: String,
     versions: String,
     batches: String,
@@ -213,6 +214,7 @@ fn state_part(d: &VaultSourceDetail, session: &Session) -> String {
             false => s.last_seen.as_ref().map_or("never".into(), when),
         },
         last: s.last_backup.as_ref().map_or("never".into(), when),
+        lag: lag(s),
         behind: behind(s),
         versions: grouped(s.versions),
         batches: grouped(s.batches),

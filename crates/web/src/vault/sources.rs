@@ -4,7 +4,7 @@ use super::{Page, frame};
 use crate::live::{stream, tell};
 use crate::pages::{Frame, html};
 use crate::server::Site;
-use crate::words::{ago, bytes, grouped};
+use crate::words::{ago, bytes, grouped, span_ms};
 use askama::Template;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -91,6 +91,7 @@ struct Row {
     state: &'static str,
     seen: String,
     last: String,
+    lag: String,
     behind: String,
     space: String,
     growth: String,
@@ -163,6 +164,15 @@ pub(super) fn growth(per_day: Option<i64>) -> String {
     }
 }
 
+/// How far the source is behind its own files, as it says.
+pub(super) fn lag(s: &VaultSource) -> String {
+    match (s.pending_changes, s.lag_ms) {
+        (Some(0), _) => "up to date".into(),
+        (Some(n), Some(ms)) => format!("{} ({} waiting)", span_ms(ms), grouped(n)),
+        _ => "not known".into(),
+    }
+}
+
 /// How far the mirror is behind the log.
 pub(super) fn behind(s: &VaultSource) -> String {
     match (s.mirror, s.behind_batches) {
@@ -187,6 +197,7 @@ fn row(s: &VaultSource) -> Row {
             false => s.last_seen.as_deref().map_or_else(never, ago),
         },
         last: s.last_backup.as_deref().map_or_else(never, ago),
+        lag: lag(s),
         behind: behind(s),
         space: bytes(space(s)),
         growth: growth(s.growth_per_day),
