@@ -118,7 +118,7 @@ impl Mirror {
     }
 
     /// The bytes of a part of an extent; `None`, counted, if the log is damaged there.
-    fn piece(
+    pub(super) fn piece(
         &mut self,
         view: View<'_>,
         x: &BlockExtent,
@@ -152,7 +152,7 @@ impl Mirror {
 }
 
 /// A hole where the filesystem can, zeros where it cannot.
-fn make_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+pub(super) fn make_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match farwrite_fs::punch_hole(file, offset, len) {
         Err(e) if e.kind() == io::ErrorKind::Unsupported => {
             let mut at = offset;

@@ -1,6 +1,7 @@
 //! The mirror: the present tree as plain files. It is only ever made to look like the catalog, from the log's bytes;
 //! it must never be read as truth, never follow a link and never touch anything outside its directory.
 
+mod ahead;
 mod content;
 mod reconcile;
 mod step;
@@ -104,6 +105,7 @@ pub struct Mirror {
     path: PathBuf,
     may_own: bool,
     blocks: BlockReader,
+    ahead: ahead::Ahead,
     dirs: HandleCache<NodeId, Arc<Dir>>,
     stats: MirrorStats,
 }
@@ -131,6 +133,7 @@ impl Mirror {
             path: source_dir.join("mirror"),
             may_own: rustix::process::geteuid().is_root(),
             blocks: BlockReader::new(&source_dir.join("log")),
+            ahead: ahead::Ahead::default(),
             dirs: HandleCache::new(),
             stats: MirrorStats::default(),
         })
@@ -171,6 +174,7 @@ impl Mirror {
     /// begun again, it comes to the same end.
     pub fn reconcile(&mut self, catalog: &Catalog, trusted: BatchSeq) -> Result<(), MirrorError> {
         self.stats.reconciles += 1;
+        self.forget_ahead();
         self.dirs.clear();
         let view = catalog.view(catalog.applied());
         catalog.reading(|| reconcile::Reconcile::new(self, view, trusted)?.run())?
@@ -283,6 +287,12 @@ impl Mirror {
             .remove_tree(name)
             .map_err(|e| MirrorError::io("remove", name, e))?;
         Ok(removed.dirs + removed.others)
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.forget_ahead();
     }
 }
 

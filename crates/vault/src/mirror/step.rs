@@ -105,6 +105,7 @@ impl<'a> Step<'a> {
         for node in nodes {
             self.refresh(node)?;
         }
+        self.mirror.tidy_ahead(self.new)?;
         self.finish_dirs()
     }
 
@@ -234,9 +235,18 @@ impl<'a> Step<'a> {
             let from = self.dir(p)?;
             from.link(&n, &dir, name).map_err(fail)?;
         } else {
-            let inherits = self.inherits(parent)?;
-            self.mirror
-                .make(self.new, node, &row.meta, (&dir, name), inherits)?;
+            let is_file = row.meta.kind == Kind::File;
+            if is_file
+                && self
+                    .mirror
+                    .place_ahead(self.new, node, &row.meta, (&dir, name), false)?
+            {
+                self.mirror.stats.files_made += 1;
+            } else {
+                let inherits = self.inherits(parent)?;
+                self.mirror
+                    .make(self.new, node, &row.meta, (&dir, name), inherits)?;
+            }
             self.made.insert(node);
         }
         self.placed.insert(node, (parent, name.clone()));
@@ -352,7 +362,11 @@ impl<'a> Step<'a> {
             None => self.new.names_of(node, 1)?.pop(),
         };
         let Some((parent, name)) = place else {
-            return Ok(());
+            let Some(ranges) = self.delta.content.get(&node) else {
+                return Ok(());
+            };
+            let new = self.old.node(node)?.is_none();
+            return self.mirror.go_ahead(self.new, node, ranges, new);
         };
         if !self.is_rooted(AFTER, parent)? {
             return Ok(());
@@ -361,6 +375,16 @@ impl<'a> Step<'a> {
         if row.meta.kind == Kind::File {
             let none = ExtentSet::default();
             let ranges = self.delta.content.get(&node).unwrap_or(&none);
+            // Content that came under a node of its own, for most of the file.
+            if ranges.bytes() > row.meta.size / 2
+                && self.new.names_of(node, 2)?.len() == 1
+                && self
+                    .mirror
+                    .place_ahead(self.new, node, &row.meta, (&dir, &name), true)?
+            {
+                self.touched.insert(parent);
+                return Ok(());
+            }
             return self
                 .mirror
                 .update_file(self.new, node, &row.meta, (&dir, &name), ranges);

@@ -384,3 +384,127 @@ fn paths_far_beyond_path_max_and_holes_work() {
     let kinds: BTreeSet<_> = at.list().unwrap().into_iter().map(|e| e.kind).collect();
     assert_eq!(kinds, BTreeSet::from([Some(Kind::File)]));
 }
+
+/// A file of `parts` blocks that comes in as many batches under a node of its own, and takes its place in the last one.
+fn in_parts(
+    maker: &mut Maker,
+    parts: u8,
+    node: NodeId,
+    last: &[Op],
+    blocks: &[Vec<u8>],
+) -> (Vec<Vec<Record>>, Vec<u8>) {
+    const PART: u64 = 100_000;
+    let (staged, size) = (maker.node(), u64::from(parts) * PART);
+    let mut batches = Vec::new();
+    let mut content = Vec::new();
+    for i in 0..parts {
+        let mut ops = vec![write(staged, u64::from(i) * PART, 0, 0, PART as u32)];
+        if i == 0 {
+            ops.insert(0, set(staged, file_meta(size, 1)));
+        }
+        content.extend(vec![i + 1; PART as usize]);
+        batches.push(maker.batch(&ops, &[vec![i + 1; PART as usize]]));
+    }
+    let mut ops = vec![
+        set(node, file_meta(size, 2)),
+        Op::Copy {
+            node,
+            offset: 0,
+            len: size,
+            from: staged,
+            from_offset: 0,
+        },
+        Op::Drop { node: staged },
+    ];
+    ops.extend_from_slice(last);
+    batches.push(maker.batch(&ops, blocks));
+    (batches, content)
+}
+
+fn held(bench: &Bench) -> usize {
+    std::fs::read_dir(bench.dir.path().join("hold"))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn a_file_of_many_batches_is_written_as_they_come_and_only_once() {
+    for (name_of, crash) in [("whole", false), ("patched", false), ("lost", true)] {
+        let (mut maker, mut bench) = (Maker::new(), Bench::new());
+        let node = maker.node();
+        let mut last = vec![link(NodeId::ROOT, "large", node)];
+        let blocks = vec![vec![99; 500]];
+        if name_of == "patched" {
+            last.push(write(node, 150_000, 0, 0, 500));
+            last.push(Op::Hole {
+                node,
+                offset: 300_000,
+                len: 50_000,
+            });
+        }
+        let blocks = if name_of == "patched" {
+            &blocks[..]
+        } else {
+            &[]
+        };
+        let (batches, mut content) = in_parts(&mut maker, 5, node, &last, blocks);
+        let (end, parts) = batches.split_last().unwrap();
+        for (i, part) in parts.iter().enumerate() {
+            bench.feed(std::slice::from_ref(part));
+            if crash && i == 2 {
+                bench.mirror = Mirror::open(bench.dir.path()).unwrap();
+            } else if !crash {
+                let written = bench.mirror.stats().bytes_written;
+                assert_eq!(written, 100_000 * (i as u64 + 1), "{name_of}");
+            }
+        }
+        bench.feed(std::slice::from_ref(end));
+        let written = bench.mirror.stats().bytes_written;
+        match name_of {
+            "patched" => {
+                content[150_000..150_500].fill(99);
+                content[300_000..350_000].fill(0);
+                assert!(written < 502_000, "{written}");
+            }
+            "whole" => assert_eq!(written, 500_000),
+            _ => assert_eq!(written, 500_000, "all of it after the new start"),
+        }
+        let file = bench.tree().join("large");
+        assert!(std::fs::read(&file).unwrap() == content, "{name_of}");
+        assert_eq!(held(&bench), 0, "{name_of}");
+        assert_eq!(bench.mirror.stats().reconciles, 0);
+        // Written anew as a whole: in one step, and in the same way.
+        let (batches, content) = in_parts(&mut maker, 4, node, &[], &[]);
+        let before = bench.mirror.stats().bytes_written;
+        for b in &batches {
+            bench.feed(std::slice::from_ref(b));
+        }
+        assert!(std::fs::read(&file).unwrap() == content, "{name_of}");
+        assert_eq!(bench.mirror.stats().bytes_written - before, 400_000);
+        assert_eq!(held(&bench), 0);
+        bench.mirror.reconcile(&bench.catalog, bench.shown).unwrap();
+        assert_eq!(bench.mirror.stats().repaired, 0, "{name_of}");
+    }
+}
+
+#[test]
+fn what_was_begun_ahead_and_given_up_leaves_nothing() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let node = maker.node();
+    let (batches, _) = in_parts(&mut maker, 3, node, &[], &[]);
+    bench.feed(&batches[..1]);
+    assert_eq!(held(&bench), 1);
+    bench.feed(&batches[1..3]);
+    // The source begins anew instead of ending it: what there is of it goes.
+    maker.seq = BatchSeq(3);
+    maker.chain = bench.log.last_commit().unwrap().chain;
+    let staged = NodeId(node.0 + 1);
+    let drop = maker.batch(&[Op::Drop { node: staged }], &[]);
+    bench.feed(&[drop]);
+    assert_eq!(held(&bench), 0);
+    let (batches, _) = in_parts(&mut maker, 3, NodeId(50), &[], &[]);
+    bench.feed(&batches[..2]);
+    assert_eq!(held(&bench), 1);
+    bench.mirror = Mirror::open(bench.dir.path()).unwrap();
+    assert_eq!(held(&bench), 0, "removed when it was closed");
+}
