@@ -24,9 +24,10 @@ class Failed(Exception):
 
 def run(*args, **kw):
     """Runs a command to its end; its output. Fails with the end of what it said."""
-    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=DEADLINE, **kw)
+    kw = {"stdout": subprocess.PIPE, **kw}
+    done = subprocess.run([str(a) for a in args], stderr=subprocess.PIPE, text=True, timeout=DEADLINE, **kw)
     if done.returncode != 0:
-        raise Failed(f"{' '.join(map(str, args[:4]))} ...: {(done.stderr or done.stdout)[-400:]}")
+        raise Failed(f"{' '.join(map(str, args[:4]))} ...: {(done.stderr or done.stdout or '')[-400:]}")
     return done.stdout
 
 

@@ -1,8 +1,9 @@
 //! Where a file has data and where it has holes.
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 
 /// A run of a file.
@@ -55,6 +56,14 @@ pub fn data_segments(fd: impl AsFd, size: u64) -> io::Result<Vec<Segment>> {
         }
     }
     Ok(out)
+}
+
+/// Lets the kernel forget what it has cached of a range, as far as that is on the disk (posix_fadvise(2),
+/// `POSIX_FADV_DONTNEED`): what passes through once must not drive out what others have in memory. Only ever a hint.
+pub fn forget_cached(fd: impl AsFd, offset: u64, len: u64) {
+    if let Some(len) = NonZeroU64::new(len) {
+        let _ = rustix::fs::fadvise(fd, offset, Some(len), Advice::DontNeed);
+    }
 }
 
 /// Makes a range a hole without changing the size. `Unsupported` where the filesystem cannot.

@@ -9,7 +9,9 @@ pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 use crate::catalog::{Catalog, CatalogError, Delta, Mark};
 use crate::mirror::{Mirror, MirrorError, MirrorStats};
 use crate::retention::{Policy, PruneError, PruneReport, Watch, brake_percent};
-use crate::segment::{BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered};
+use crate::segment::{
+    BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered, segment_path,
+};
 use crate::vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{BatchSeq, Commit, Record, SourceName};
@@ -480,6 +482,7 @@ impl Apply {
         self.shared.state.lock().applied = self.catalog.applied();
         self.shared.changed.notify_all();
         let mut reader = self.catalog.log_reader(&self.log_dir)?;
+        let mut passed = Passed::default();
         loop {
             keeper::forget(&self.shared, &mut self.catalog)?;
             let due = {
@@ -524,6 +527,9 @@ impl Apply {
                 return Err(CatalogError::from(missing).into());
             }
             self.step(&batches)?;
+            if let Some(last) = batches.last() {
+                passed.to(&self.log_dir, last.end);
+            }
         }
     }
 
@@ -639,6 +645,34 @@ fn end_or_start(end: Option<Place>) -> Place {
         segment: 0,
         offset: 0,
     })
+}
+
+/// The part of the log that nobody here will read again soon, and that need not stay in memory.
+#[derive(Default)]
+struct Passed {
+    segment: u64,
+    offset: u64,
+}
+
+impl Passed {
+    /// All that lies before `end` has been applied, and is on the disk.
+    fn to(&mut self, log_dir: &Path, end: Place) {
+        let forget = |segment: u64, from: u64, to: u64| {
+            if let Ok(file) = File::open(segment_path(log_dir, segment)) {
+                farwrite_fs::forget_cached(&file, from, to.saturating_sub(from));
+            }
+        };
+        if self.segment != end.segment {
+            if self.segment > 0 {
+                forget(self.segment, self.offset, u64::MAX);
+            }
+            (self.segment, self.offset) = (end.segment, 0);
+        }
+        if end.offset >= self.offset + SYNC_BYTES {
+            forget(end.segment, self.offset, end.offset);
+            self.offset = end.offset;
+        }
+    }
 }
 
 fn read_step(reader: &mut BatchReader, end: Place) -> Result<Vec<LoggedBatch>, CatalogError> {

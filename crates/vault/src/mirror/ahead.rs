@@ -17,6 +17,8 @@ use std::os::unix::fs::FileExt;
 const FILES: usize = 16;
 /// Pieces remembered of one file; one of more gets none.
 const PIECES: usize = 100_000;
+/// Bytes written of a file before they go to the disk.
+const SETTLE_BYTES: u64 = 32 << 20;
 /// Pieces asked of the catalog at once.
 const PAGE: usize = 1024;
 
@@ -29,9 +31,23 @@ struct Written {
     file: File,
     pieces: Vec<BlockExtent>,
     end: u64,
+    /// Up to here it is on the disk, and not in memory any more.
+    settled: u64,
 }
 
 impl Written {
+    /// Large files go to the disk piece by piece: neither does the end wait for all of them, nor do they fill the memory.
+    fn settle(&mut self, name: &Name) -> Result<(), MirrorError> {
+        let len = self.end - self.settled;
+        if len >= SETTLE_BYTES {
+            let synced = self.file.sync_data();
+            synced.map_err(|e| MirrorError::io("write", name, e))?;
+            farwrite_fs::forget_cached(&self.file, self.settled, len);
+            self.settled = self.end;
+        }
+        Ok(())
+    }
+
     /// Does it have these bytes? `from`: where to look first, moved on to where they were found.
     fn has(&self, x: &BlockExtent, from: &mut usize) -> bool {
         while self
@@ -74,6 +90,7 @@ impl Mirror {
                 file: file.map_err(fail)?,
                 pieces: Vec::new(),
                 end: 0,
+                settled: 0,
             };
             self.ahead.0.insert(node, written);
         }
@@ -129,6 +146,7 @@ impl Mirror {
                     block_offset: x.block_offset + (part.offset - x.offset) as u32,
                 });
                 written.end = part.end();
+                written.settle(&name)?;
             }
         }
         Ok(true)

@@ -3,6 +3,7 @@
 
 use super::{Ask, RestoreError};
 use bytes::{Bytes, BytesMut};
+use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
 use lru::LruCache;
@@ -12,20 +13,39 @@ use std::collections::{HashSet, VecDeque};
 const CACHE_BYTES: usize = 64 << 20;
 /// Most blocks asked for at once; the answer is cut by bytes.
 const ASK_BLOCKS: usize = 64;
+/// Requests under way at the same time, each by a thread of its own.
+pub(super) const ASKERS: usize = 3;
+/// Bytes of blocks that are asked for in one of those; one answer holds a little more.
+const AHEAD_BYTES: usize = limits::HISTORY_BLOCK_BYTES * 3 / 4;
 /// Most blocks remembered as needed soon.
 const UPCOMING: usize = 65_536;
 
+/// Blocks with their raw bytes, or what is wrong with them.
+type Blocks = Vec<(u64, Result<Bytes, String>)>;
+/// Blocks to ask for, and where the answer goes.
+pub(super) type Job = (Vec<u64>, Sender<Result<Blocks, RestoreError>>);
+
+struct UnderWay {
+    ids: HashSet<u64>,
+    answer: Receiver<Result<Blocks, RestoreError>>,
+}
+
 pub(super) struct Fetch<'a> {
     ask: Ask<'a>,
+    ahead: Option<Sender<Job>>,
+    under_way: VecDeque<UnderWay>,
     cache: LruCache<u64, Result<Bytes, String>>,
     cached_bytes: usize,
     upcoming: VecDeque<u64>,
 }
 
 impl<'a> Fetch<'a> {
-    pub(super) fn new(ask: Ask<'a>) -> Self {
+    /// `ahead`: somebody who asks for what is needed next ([`ask_for_others`]), while this one writes.
+    pub(super) fn new(ask: Ask<'a>, ahead: Option<Sender<Job>>) -> Self {
         Fetch {
             ask,
+            ahead,
+            under_way: VecDeque::new(),
             cache: LruCache::unbounded(),
             cached_bytes: 0,
             upcoming: VecDeque::new(),
@@ -110,43 +130,102 @@ impl<'a> Fetch<'a> {
 
     /// A block's raw bytes; the inner error says what is wrong with the block.
     pub(super) fn block(&mut self, id: u64) -> Result<Result<Bytes, String>, RestoreError> {
-        if let Some(known) = self.cache.get(&id) {
-            return Ok(known.clone());
-        }
-        let mut ids = vec![id];
-        if let Some(i) = self.upcoming.iter().position(|b| *b == id) {
-            self.upcoming.drain(..i);
-        }
-        let mut seen = HashSet::from([id]);
-        for next in &self.upcoming {
-            if ids.len() >= ASK_BLOCKS {
-                break;
+        if !self.cache.contains(&id) {
+            if let Some(i) = self.upcoming.iter().position(|b| *b == id) {
+                self.upcoming.drain(..i);
             }
-            if seen.insert(*next) && !self.cache.contains(next) {
-                ids.push(*next);
+            while let Some(at) = self.under_way.iter().position(|u| u.ids.contains(&id)) {
+                let arrived = self.under_way.remove(at).expect("just found");
+                let blocks = arrived.answer.recv().map_err(|_| nonsense("at all"))??;
+                self.keep(blocks);
+                if self.cache.contains(&id) {
+                    break;
+                }
             }
         }
-        let Response::Blocks(list) = self.ask(Request::Blocks(ids))? else {
-            return Err(nonsense("to Blocks"));
+        if !self.cache.contains(&id) {
+            // With nobody to ask ahead, what will be needed next comes along.
+            let mut ids = vec![id];
+            if self.ahead.is_none() {
+                ids.extend(self.next_ids(ASK_BLOCKS - 1, id));
+            }
+            let blocks = ask_blocks(self.ask, ids)?;
+            self.keep(blocks);
+        }
+        self.ask_ahead(id);
+        let known = self.cache.get(&id).cloned();
+        known.ok_or_else(|| nonsense("blocks that were not asked for"))
+    }
+
+    /// The next ids of which nothing is known and which are not under way, but for `but`.
+    fn next_ids(&self, most: usize, but: u64) -> Vec<u64> {
+        let mut seen = HashSet::from([but]);
+        let new = |id: &&u64| {
+            !self.cache.contains(id) && !self.under_way.iter().any(|u| u.ids.contains(id))
         };
-        let mut wanted = None;
-        for b in list {
-            let bytes = b.record.and_then(|raw| decode(&raw));
-            if b.block == id {
-                wanted = Some(bytes.clone());
+        let next = self.upcoming.iter().filter(new);
+        next.copied()
+            .filter(|id| seen.insert(*id))
+            .take(most)
+            .collect()
+    }
+
+    fn ask_ahead(&mut self, but: u64) {
+        let Some(jobs) = self.ahead.clone() else {
+            return;
+        };
+        // As many as are answered at once, going by those that came last.
+        let each = self.cached_bytes / self.cache.len().max(1);
+        let most = (AHEAD_BYTES / each.max(1)).clamp(1, ASK_BLOCKS);
+        while self.under_way.len() < ASKERS {
+            let ids = self.next_ids(most, but);
+            if ids.is_empty() {
+                return;
             }
+            let (to, answer) = crossbeam_channel::bounded(1);
+            // Without anybody there the blocks are asked for when they are needed.
+            if jobs.send((ids.clone(), to)).is_err() {
+                return;
+            }
+            let ids = ids.into_iter().collect();
+            self.under_way.push_back(UnderWay { ids, answer });
+        }
+    }
+
+    fn keep(&mut self, blocks: Blocks) {
+        for (id, bytes) in blocks {
             self.cached_bytes += bytes.as_ref().map_or(0, Bytes::len);
-            if let Some((_, Ok(old))) = self.cache.push(b.block, bytes) {
+            if let Some((_, Ok(old))) = self.cache.push(id, bytes) {
                 self.cached_bytes -= old.len();
             }
         }
-        while self.cached_bytes > CACHE_BYTES {
+        while self.cached_bytes > CACHE_BYTES && self.cache.len() > 1 {
             match self.cache.pop_lru() {
                 Some((_, b)) => self.cached_bytes -= b.map_or(0, |b| b.len()),
                 None => break,
             }
         }
-        wanted.ok_or_else(|| nonsense("blocks that were not asked for"))
+    }
+}
+
+/// Asks for blocks until nobody wants any more: for threads beside the one that writes.
+pub(super) fn ask_for_others(ask: Ask<'_>, jobs: &Receiver<Job>) {
+    for (ids, to) in jobs {
+        // Who asked may have given up.
+        let _ = to.send(ask_blocks(ask, ids));
+    }
+}
+
+/// The answer may hold fewer blocks than asked for, but always the first.
+fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
+    let first = ids[0];
+    match ask(Request::Blocks(ids)).map_err(RestoreError::Ask)? {
+        Response::Blocks(list) if list.iter().any(|b| b.block == first) => Ok(list
+            .into_iter()
+            .map(|b| (b.block, b.record.and_then(|raw| decode(&raw))))
+            .collect()),
+        Response::Error(e) => Err(RestoreError::Ask(e.into())),
+        _ => Err(nonsense("to Blocks")),
     }
 }
 

@@ -8,17 +8,18 @@ mod read;
 
 pub use read::write_content;
 
+use crossbeam_channel::Sender;
 use farwrite_core::history::{Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Kind, Meta, Name, NodeId, limits};
 use farwrite_fs::{Dir, Skipped};
-use fetch::Fetch;
+use fetch::{ASKERS, Fetch, Job, ask_for_others};
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
-/// Asks the history; an error ends the restore.
+/// Asks the history, from several threads at once; an error ends the restore.
 pub type Ask<'a> =
-    &'a dyn Fn(Request) -> Result<Response, Box<dyn std::error::Error + Send + Sync>>;
+    &'a (dyn Fn(Request) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> + Sync);
 
 /// What to restore, and where.
 pub struct Restore<'a> {
@@ -119,9 +120,26 @@ enum Done {
 impl Restore<'_> {
     /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
+        if self.dry_run {
+            return self.run_with(None);
+        }
+        let (jobs, others) = crossbeam_channel::unbounded();
+        let ask = self.ask;
+        std::thread::scope(|scope| {
+            for _ in 0..ASKERS {
+                let others = others.clone();
+                scope.spawn(move || ask_for_others(ask, &others));
+            }
+            drop(others);
+            // They end when the last job is done and nobody can hand in another.
+            self.run_with(Some(jobs))
+        })
+    }
+
+    fn run_with(&self, ahead: Option<Sender<Job>>) -> Result<RestoreStats, RestoreError> {
         let mut run = Run {
             plan: self,
-            fetch: Fetch::new(self.ask),
+            fetch: Fetch::new(self.ask, ahead),
             to: None,
             stats: RestoreStats::default(),
             linked: HashMap::new(),

@@ -21,7 +21,7 @@ pub fn write_content(
         return Err(RestoreError::Answer("that is no file".into()));
     }
     let mut content = Content {
-        fetch: Fetch::new(ask),
+        fetch: Fetch::new(ask, None),
         size: entry.meta.size,
         done: 0,
         out,

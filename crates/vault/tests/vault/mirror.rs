@@ -433,7 +433,7 @@ fn a_file_of_many_batches_is_written_as_they_come_and_only_once() {
         let (mut maker, mut bench) = (Maker::new(), Bench::new());
         let node = maker.node();
         let mut last = vec![link(NodeId::ROOT, "large", node)];
-        let blocks = vec![vec![99; 500]];
+        let blocks = [vec![99; 500]];
         if name_of == "patched" {
             last.push(write(node, 150_000, 0, 0, 500));
             last.push(Op::Hole {
