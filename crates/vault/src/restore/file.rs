@@ -2,12 +2,29 @@
 //! leaves at most a `.farwrite-restore-` file.
 
 use super::{Done, RestoreError, Run};
+use crossbeam_channel::Receiver;
 use farwrite_core::history::{BlockExtent, Entry};
 use farwrite_core::{Extent, Kind, Name};
 use farwrite_fs::{Dir, OpenMode, Skipped};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+/// Bytes written of a large file before they go to the disk.
+const SETTLE_BYTES: u64 = 32 << 20;
+
+/// A part of a large file, to be put on the disk and let go from memory while the rest is still being written.
+pub(super) type Settle = (File, Extent);
+
+/// Does so until there is no more: for a thread beside the one that writes. It only saves time and memory, so what goes wrong
+/// shows elsewhere.
+pub(super) fn settle_for_others(jobs: &Receiver<Settle>) {
+    for (file, part) in jobs {
+        if file.sync_data().is_ok() {
+            farwrite_fs::forget_cached(&file, part.offset, part.len);
+        }
+    }
+}
 
 /// Why a file's content could not be written.
 enum Stop {
@@ -101,6 +118,7 @@ impl Run<'_> {
 
     fn content(&mut self, file: &File, entry: &Entry) -> Result<u64, Stop> {
         let mut bytes = 0;
+        self.settled = 0;
         let before = self.stats.gone_over;
         match &entry.extents {
             Some(list) => bytes += self.pieces(file, entry.meta.size, list, before)?,
@@ -145,9 +163,23 @@ impl Run<'_> {
                 .ok_or_else(|| Stop::File("an extent reaches beyond its block".into()))?;
             file.write_all_at(piece, part.offset)?;
             bytes += part.len;
+            self.settle(file, part.end())?;
             self.gone_over(before + part.end());
         }
         Ok(bytes)
+    }
+}
+
+impl Run<'_> {
+    /// What was written up to `end` may go to the disk.
+    fn settle(&mut self, file: &File, end: u64) -> io::Result<()> {
+        let len = end.saturating_sub(self.settled);
+        if let Some(settler) = self.settler.as_ref().filter(|_| len >= SETTLE_BYTES) {
+            // If nobody is there, the system does it in its own time.
+            let _ = settler.send((file.try_clone()?, Extent::new(self.settled, len)));
+            self.settled = end;
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use farwrite_core::history::{Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Kind, Meta, Name, NodeId, limits};
 use farwrite_fs::{Dir, Skipped};
 use fetch::{ASKERS, Fetch, Job, ask_for_others};
+use file::{Settle, settle_for_others};
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
@@ -103,6 +104,9 @@ struct DirTask {
 struct Run<'a> {
     plan: &'a Restore<'a>,
     fetch: Fetch<'a>,
+    settler: Option<Sender<Settle>>,
+    /// Up to here the present file goes to the disk already.
+    settled: u64,
     to: Option<Dir>,
     stats: RestoreStats,
     /// First restored name of a node with several.
@@ -121,7 +125,7 @@ impl Restore<'_> {
     /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
         if self.dry_run {
-            return self.run_with(None);
+            return self.run_with(None, None);
         }
         let (jobs, others) = crossbeam_channel::unbounded();
         let ask = self.ask;
@@ -131,15 +135,24 @@ impl Restore<'_> {
                 scope.spawn(move || ask_for_others(ask, &others));
             }
             drop(others);
+            // A file that is waited for is one on a slow disk: no more of it in memory then.
+            let (settler, settles) = crossbeam_channel::bounded(2);
+            scope.spawn(move || settle_for_others(&settles));
             // They end when the last job is done and nobody can hand in another.
-            self.run_with(Some(jobs))
+            self.run_with(Some(jobs), Some(settler))
         })
     }
 
-    fn run_with(&self, ahead: Option<Sender<Job>>) -> Result<RestoreStats, RestoreError> {
+    fn run_with(
+        &self,
+        ahead: Option<Sender<Job>>,
+        settler: Option<Sender<Settle>>,
+    ) -> Result<RestoreStats, RestoreError> {
         let mut run = Run {
             plan: self,
             fetch: Fetch::new(self.ask, ahead),
+            settler,
+            settled: 0,
             to: None,
             stats: RestoreStats::default(),
             linked: HashMap::new(),
