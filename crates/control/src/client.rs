@@ -72,6 +72,11 @@ impl Client {
             .map(|Done {}| ())
     }
 
+    /// The daemon takes up its configuration file as it is now.
+    pub fn reload(&self) -> Result<(), ClientError> {
+        self.post("reload", &()).map(|Done {}| ())
+    }
+
     /// Calls `f` with everything that happens until it returns false or the daemon ends.
     pub fn watch(&self, mut f: impl FnMut(Activity) -> bool) -> Result<(), ClientError> {
         self.runtime.block_on(async {

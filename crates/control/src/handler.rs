@@ -43,6 +43,10 @@ pub trait Handler: Send + Sync + 'static {
     fn set_interval(&self, interval: &str) -> Answer<()>;
     /// What happens from now on.
     fn watch(&self) -> Watch;
+    /// Takes up the configuration file as it is now. If the daemon cannot work with it, it goes on as before, and says why.
+    fn reload(&self) -> Answer<()> {
+        Err(Fault::not_offered())
+    }
 
     /// The configuration.
     fn settings(&self) -> Answer<Settings> {

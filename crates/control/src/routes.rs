@@ -52,6 +52,7 @@ pub fn openapi() -> String {
         flush,
         switch,
         interval,
+        reload,
         activity,
         status_events,
         settings,
@@ -84,6 +85,7 @@ pub fn router(handler: Arc<dyn Handler>) -> Router {
         .route("/v1/flush", post(flush))
         .route("/v1/switch", post(switch))
         .route("/v1/interval", post(interval))
+        .route("/v1/reload", post(reload))
         .route("/v1/events/activity", get(activity))
         .route("/v1/events/status", get(status_events))
         .route("/v1/settings", get(settings).post(change_settings))
@@ -157,6 +159,12 @@ async fn switch(State(h): Shared, Json(s): Json<Switch>) -> Reply<Done> {
 /// Changes the scheduling interval until the daemon ends.
 async fn interval(State(h): Shared, Json(i): Json<SetInterval>) -> Reply<Done> {
     reply(h, move |h| h.set_interval(&i.interval).map(|()| Done {})).await
+}
+
+#[utoipa::path(post, path = "/v1/reload", responses((status = 200, body = Done)))]
+/// Takes up the configuration file as it is now.
+async fn reload(State(h): Shared) -> Reply<Done> {
+    reply(h, move |h| h.reload().map(|()| Done {})).await
 }
 
 #[utoipa::path(get, path = "/v1/events/activity", responses((status = 200, content_type = "text/event-stream", body = Activity)))]

@@ -361,6 +361,9 @@ pub enum SourceCommand {
         after_help = "Examples:\n  farwrite source run\n  farwrite source run --sensor inotify --interval 2s"
     )]
     Run(RunArgs),
+    /// The running daemon takes up its configuration file after it has been edited
+    #[command(after_help = "Example:\n  farwrite source reload")]
+    Reload,
 }
 
 /// `farwrite source add`.
@@ -532,6 +535,7 @@ impl Cli {
             Command::Vault(command) => vault::run(command),
             Command::Source(SourceCommand::Add(args)) => source::add(&state?, &args),
             Command::Source(SourceCommand::Run(args)) => source::run(&state?, &args),
+            Command::Source(SourceCommand::Reload) => source::reload(&state?),
             Command::Status(args) => crate::control::status(&state?, &args),
             Command::Flush(args) => crate::control::flush(&state?, &args),
             Command::On(args) => crate::control::switch(&state?, true, &args.dirs),

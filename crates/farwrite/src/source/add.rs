@@ -39,11 +39,23 @@ pub fn add(state: &State, args: &AddArgs) -> anyhow::Result<()> {
         println!("{dir} will be protected in {name}");
     }
     config.save(state)?;
-    if farwrite_control::Client::connect(&state.socket_path()).is_ok() {
-        println!("The daemon is running with the old configuration: restart it.");
-    } else {
-        println!("Start the daemon: farwrite source run");
+    match farwrite_control::Client::connect(&state.socket_path()) {
+        Ok(daemon) => {
+            daemon.reload().context(
+                "it is in the configuration, but the running daemon does not take it up",
+            )?;
+            println!("The running daemon has taken it up.");
+        }
+        Err(_) => println!("Start the daemon: farwrite source run"),
     }
+    Ok(())
+}
+
+/// `farwrite source reload`.
+pub fn reload(state: &State) -> anyhow::Result<()> {
+    let daemon = farwrite_control::Client::connect(&state.socket_path())?;
+    daemon.reload()?;
+    println!("The daemon works by {}", state.config_path().display());
     Ok(())
 }
 

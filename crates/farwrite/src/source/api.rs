@@ -33,6 +33,11 @@ impl Handler for Supervisor {
         Ok(())
     }
 
+    fn reload(&self) -> Answer<()> {
+        self.reload_config()
+            .map_err(|e| Fault::failed(format!("{e:#}")))
+    }
+
     fn watch(&self) -> Watch {
         Box::new(self.feed().watch())
     }

@@ -15,7 +15,7 @@ mod settings;
 mod supervisor;
 mod ui;
 
-pub use add::add;
+pub use add::{add, reload};
 pub use daemon::DaemonOptions;
 pub use progress::first_compare;
 pub use supervisor::{Overrides, Supervisor};

@@ -144,6 +144,40 @@ impl Supervisor {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Puts into effect what a person has written into the file. If that does not start, the daemon goes on with what it had;
+    /// the file stays as it is.
+    pub(super) fn reload_config(&self) -> anyhow::Result<()> {
+        let _one = self.changes.lock();
+        let mut slot = self.daemon.lock();
+        if slot.is_none() {
+            bail!("the daemon is ending");
+        }
+        let new = Config::load(&self.state)?;
+        let mut wanted = new.clone();
+        self.overrides.apply(&mut wanted);
+        let old = self.inner().config.clone();
+        if wanted == old {
+            return Ok(());
+        }
+        if let Some(running) = slot.take() {
+            running.stop();
+        }
+        let (daemon, failed) = match self.begin(new) {
+            Ok(daemon) => (daemon, None),
+            Err(e) => {
+                let again = self.begin(old);
+                let again = again.context("the old configuration does not start either")?;
+                (
+                    again,
+                    Some(e.context("it goes on with the old configuration")),
+                )
+            }
+        };
+        *self.current.write() = daemon.inner();
+        *slot = Some(daemon);
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Changes the file only.
     pub(super) fn save(
         &self,

@@ -434,3 +434,48 @@ fn metrics_are_open_metrics_and_alerts_run_their_command() {
     let all = fs::read_to_string(&told).unwrap();
     assert_eq!(all.lines().count(), 4, "{all}");
 }
+
+#[test]
+fn a_running_daemon_takes_up_what_is_added_and_what_is_edited() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    let more = place.dir("more");
+    fs::write(more.join("file"), "content").unwrap();
+    pair.source.start();
+    pair.converges(SOON);
+    let pid = client(&pair).status().unwrap().pid;
+    let known = client(&pair).status().unwrap().vaults[0].name.clone();
+    let said = pair
+        .source
+        .run(&["source", "add", more.to_str().unwrap(), "--to", &known]);
+    assert!(said.good().contains("taken it up"));
+    pair.converges(SOON);
+    assert_same(&more, &pair.vault.mirror(NAME, &more));
+
+    // Edited by hand, wrongly and then well: it goes on either way.
+    let file = pair.source.state.join("config.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}\nno such = \"key\"\n")).unwrap();
+    let why = pair.source.run(&["source", "reload"]).bad();
+    assert!(why.contains("config.toml"), "{why}");
+    fs::write(more.join("file"), "other").unwrap();
+    pair.source.run(&["flush"]).good();
+    let path = more.to_str().unwrap();
+    let gone = text.replace(
+        &format!("path = \"{path}\""),
+        &format!("path = \"{path}-not\""),
+    );
+    assert_ne!(gone, text);
+    fs::write(&file, gone).unwrap();
+    pair.source.run(&["source", "reload"]).bad();
+    assert_eq!(
+        fs::read_to_string(pair.vault.mirror(NAME, &more).join("file")).unwrap(),
+        "other"
+    );
+    fs::write(more.join("file"), "third").unwrap();
+    fs::write(&file, &text).unwrap();
+    pair.source.run(&["source", "reload"]).good();
+    pair.converges(SOON);
+    assert_same(&more, &pair.vault.mirror(NAME, &more));
+    assert_eq!(client(&pair).status().unwrap().pid, pid, "the same process");
+}
