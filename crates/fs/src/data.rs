@@ -60,9 +60,14 @@ pub fn data_segments(fd: impl AsFd, size: u64) -> io::Result<Vec<Segment>> {
 
 /// Lets the kernel forget what it has cached of a range, as far as that is on the disk (posix_fadvise(2),
 /// `POSIX_FADV_DONTNEED`): what passes through once must not drive out what others have in memory. Only ever a hint.
-pub fn forget_cached(fd: impl AsFd, offset: u64, len: u64) {
-    if let Some(len) = NonZeroU64::new(len) {
-        let _ = rustix::fs::fadvise(fd, offset, Some(len), Advice::DontNeed);
+///
+/// From `from` up to `to`; `u64::MAX`: to the end of the file.
+pub fn forget_cached(fd: impl AsFd, from: u64, to: u64) {
+    let len = NonZeroU64::new(to.saturating_sub(from));
+    if to == u64::MAX || len.is_some() {
+        // No length: to the end.
+        let len = len.filter(|_| to < u64::MAX);
+        let _ = rustix::fs::fadvise(fd, from, len, Advice::DontNeed);
     }
 }
 

@@ -247,6 +247,13 @@ impl Queue {
         q.dirty.to_changes()
     }
 
+    /// Changes that are not acked, and the time of the oldest: what of [`Queue::stats`] costs nothing.
+    pub fn behind(&self) -> (usize, Option<Timestamp>) {
+        let q = self.inner.lock();
+        let pending = q.dirty.len() + q.left().map(|g| g.commands).sum::<usize>();
+        (pending, q.oldest().map(|(_, t)| t))
+    }
+
     /// Counters.
     pub fn stats(&self) -> QueueStats {
         let q = self.inner.lock();

@@ -635,6 +635,9 @@ impl Apply {
     }
 
     fn finish(&mut self) -> Result<(), ApplyError> {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.forget_ahead();
+        }
         self.checkpoint(true)?;
         Ok(self.catalog.set_marks(&[(Mark::Open, 0)])?)
     }
@@ -659,12 +662,20 @@ impl Passed {
     fn to(&mut self, log_dir: &Path, end: Place) {
         let forget = |segment: u64, from: u64, to: u64| {
             if let Ok(file) = File::open(segment_path(log_dir, segment)) {
-                farwrite_fs::forget_cached(&file, from, to.saturating_sub(from));
+                farwrite_fs::forget_cached(&file, from, to);
             }
         };
         if self.segment != end.segment {
-            if self.segment > 0 {
-                forget(self.segment, self.offset, u64::MAX);
+            for segment in self.segment.max(1)..end.segment {
+                forget(
+                    segment,
+                    if segment == self.segment {
+                        self.offset
+                    } else {
+                        0
+                    },
+                    u64::MAX,
+                );
             }
             (self.segment, self.offset) = (end.segment, 0);
         }

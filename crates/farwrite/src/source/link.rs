@@ -131,11 +131,11 @@ pub struct Link {
 impl Link {
     /// What is not durable at the vault.
     pub fn behind(&self) -> Behind {
-        let q = self.queue.stats();
+        let (pending, oldest) = self.queue.behind();
         let age = |t| SystemClock::default().now().since(t).as_millis() as u64;
         Behind {
-            changes: q.pending as u64,
-            lag_ms: q.oldest.map_or(0, |(_, t)| age(t)),
+            changes: pending as u64,
+            lag_ms: oldest.map_or(0, age),
         }
     }
 

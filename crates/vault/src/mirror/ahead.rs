@@ -17,6 +17,8 @@ use std::os::unix::fs::FileExt;
 const FILES: usize = 16;
 /// Pieces remembered of one file; one of more gets none.
 const PIECES: usize = 100_000;
+/// Bytes that have to be free beside what a head start and the log may take.
+const ROOM_LEFT: u64 = 256 << 20;
 /// Bytes written of a file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
 /// Pieces asked of the catalog at once.
@@ -42,7 +44,7 @@ impl Written {
         if len >= SETTLE_BYTES {
             let synced = self.file.sync_data();
             synced.map_err(|e| MirrorError::io("write", name, e))?;
-            farwrite_fs::forget_cached(&self.file, self.settled, len);
+            farwrite_fs::forget_cached(&self.file, self.settled, self.end);
             self.settled = self.end;
         }
         Ok(())
@@ -77,22 +79,16 @@ impl Mirror {
         &mut self,
         view: View<'_>,
         node: NodeId,
+        size: u64,
         ranges: &ExtentSet,
         new: bool,
     ) -> Result<(), MirrorError> {
         let begins = ranges.iter().next().is_some_and(|r| r.offset == 0);
-        if new && begins && self.ahead.0.len() < FILES {
-            let name = ahead_name(node);
-            let fail = |e| MirrorError::io("create", &name, e);
-            self.hold.remove_tree(&name).map_err(fail)?;
-            let file = self.hold.open_file(&name, OpenMode::CreateNew(0o600));
-            let written = Written {
-                file: file.map_err(fail)?,
-                pieces: Vec::new(),
-                end: 0,
-                settled: 0,
-            };
-            self.ahead.0.insert(node, written);
+        if new && begins && self.ahead.0.len() < FILES && self.has_room(size) {
+            match self.begin_ahead(node) {
+                Ok(written) => drop(self.ahead.0.insert(node, written)),
+                Err(e) => tracing::debug!("no head start: {e}"),
+            }
         }
         let Some(mut written) = self.ahead.0.remove(&node) else {
             return Ok(());
@@ -112,6 +108,25 @@ impl Mirror {
         Ok(())
     }
 
+    fn begin_ahead(&self, node: NodeId) -> std::io::Result<Written> {
+        let name = ahead_name(node);
+        self.hold.remove_tree(&name)?;
+        Ok(Written {
+            file: self.hold.open_file(&name, OpenMode::CreateNew(0o600))?,
+            pieces: Vec::new(),
+            end: 0,
+            settled: 0,
+        })
+    }
+
+    /// Is there room for the rest of the log and for the file, beside the one that it may replace?
+    fn has_room(&self, size: u64) -> bool {
+        rustix::fs::fstatvfs(&self.hold).is_ok_and(|s| {
+            let free = s.f_bavail.saturating_mul(s.f_frsize);
+            free >= size.saturating_mul(2).saturating_add(ROOM_LEFT)
+        })
+    }
+
     /// False if the range has gaps, is damaged in the log, or has too many pieces.
     fn write_ahead(
         &mut self,
@@ -123,9 +138,7 @@ impl Mirror {
         let name = ahead_name(node);
         while written.end < range.end() {
             let page = view.extents(node, written.end, PAGE)?;
-            if page.is_empty() {
-                return Ok(false);
-            }
+            let before = written.end;
             for x in page {
                 let Some(part) = range.intersect(Extent::new(x.offset, x.len)) else {
                     continue;
@@ -147,6 +160,9 @@ impl Mirror {
                 });
                 written.end = part.end();
                 written.settle(&name)?;
+            }
+            if written.end == before {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -244,6 +260,16 @@ impl Mirror {
         removed.map_err(|e| MirrorError::io("remove", &name, e))
     }
 
+    /// Removes what a process left that was killed.
+    pub(super) fn remove_all_ahead(&self) -> std::io::Result<()> {
+        for entry in self.hold.list()? {
+            if entry.name.as_bytes().starts_with(b"ahead-") {
+                self.hold.remove_tree(&entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the head starts of nodes that are not there any more.
     pub(super) fn tidy_ahead(&mut self, view: View<'_>) -> Result<(), MirrorError> {
         let mut gone = Vec::new();
@@ -260,7 +286,7 @@ impl Mirror {
     }
 
     /// Ends all of them.
-    pub(super) fn forget_ahead(&mut self) {
+    pub(crate) fn forget_ahead(&mut self) {
         for node in std::mem::take(&mut self.ahead.0).into_keys() {
             if let Err(e) = self.remove_ahead(node) {
                 tracing::debug!("{e}");

@@ -127,7 +127,12 @@ impl Mirror {
                     source,
                 })
         };
-        Ok(Mirror {
+        for name in ["mirror", "hold"] {
+            // What is made in them has the attributes that it had at the source, and no others.
+            let path = source_dir.join(name);
+            let _ = rustix::fs::lremovexattr(path, "system.posix_acl_default");
+        }
+        let mirror = Mirror {
             root: Arc::new(open("mirror")?),
             hold: open("hold")?,
             path: source_dir.join("mirror"),
@@ -136,7 +141,15 @@ impl Mirror {
             ahead: ahead::Ahead::default(),
             dirs: HandleCache::new(),
             stats: MirrorStats::default(),
-        })
+        };
+        mirror
+            .remove_all_ahead()
+            .map_err(|source| MirrorError::Io {
+                what: "tidy",
+                path: "hold".into(),
+                source,
+            })?;
+        Ok(mirror)
     }
 
     /// Where it is.

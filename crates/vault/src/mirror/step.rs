@@ -366,7 +366,8 @@ impl<'a> Step<'a> {
                 return Ok(());
             };
             let new = self.old.node(node)?.is_none();
-            return self.mirror.go_ahead(self.new, node, ranges, new);
+            let size = row.meta.size;
+            return self.mirror.go_ahead(self.new, node, size, ranges, new);
         };
         if !self.is_rooted(AFTER, parent)? {
             return Ok(());

@@ -128,6 +128,16 @@ impl<'a> Fetch<'a> {
         }
     }
 
+    /// These will be needed now, before all others.
+    pub(super) fn announce_first(&mut self, list: &[BlockExtent]) {
+        for x in list.iter().rev() {
+            if self.upcoming.front() != Some(&x.block) {
+                self.upcoming.push_front(x.block);
+            }
+        }
+        self.upcoming.truncate(UPCOMING);
+    }
+
     /// A block's raw bytes; the inner error says what is wrong with the block.
     pub(super) fn block(&mut self, id: u64) -> Result<Result<Bytes, String>, RestoreError> {
         if !self.cache.contains(&id) {
@@ -144,11 +154,12 @@ impl<'a> Fetch<'a> {
             }
         }
         if !self.cache.contains(&id) {
-            // With nobody to ask ahead, what will be needed next comes along.
-            let mut ids = vec![id];
-            if self.ahead.is_none() {
-                ids.extend(self.next_ids(ASK_BLOCKS - 1, id));
+            // What was asked for ahead, and is not wanted now, may never be: it must not keep others from being asked for.
+            if self.under_way.len() >= ASKERS {
+                self.under_way.pop_front();
             }
+            let mut ids = vec![id];
+            ids.extend(self.next_ids(self.at_once() - 1, id));
             let blocks = ask_blocks(self.ask, ids)?;
             self.keep(blocks);
         }
@@ -170,13 +181,17 @@ impl<'a> Fetch<'a> {
             .collect()
     }
 
+    /// As many blocks as one answer holds, going by those that came last.
+    fn at_once(&self) -> usize {
+        let each = self.cached_bytes / self.cache.len().max(1);
+        (AHEAD_BYTES / each.max(1)).clamp(1, ASK_BLOCKS)
+    }
+
     fn ask_ahead(&mut self, but: u64) {
         let Some(jobs) = self.ahead.clone() else {
             return;
         };
-        // As many as are answered at once, going by those that came last.
-        let each = self.cached_bytes / self.cache.len().max(1);
-        let most = (AHEAD_BYTES / each.max(1)).clamp(1, ASK_BLOCKS);
+        let most = self.at_once();
         while self.under_way.len() < ASKERS {
             let ids = self.next_ids(most, but);
             if ids.is_empty() {

@@ -2,7 +2,7 @@
 //! leaves at most a `.farwrite-restore-` file.
 
 use super::{Done, RestoreError, Run};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry};
 use farwrite_core::{Extent, Kind, Name};
 use farwrite_fs::{Dir, OpenMode, Skipped};
@@ -13,16 +13,19 @@ use std::os::unix::fs::FileExt;
 /// Bytes written of a large file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
 
-/// A part of a large file, to be put on the disk and let go from memory while the rest is still being written.
-pub(super) type Settle = (File, Extent);
+/// A part of a large file, to be put on the disk and let go from memory while the rest is still being written, and
+/// where to say how that went.
+pub(super) type Settle = (File, Extent, Sender<io::Result<()>>);
 
-/// Does so until there is no more: for a thread beside the one that writes. It only saves time and memory, so what goes wrong
-/// shows elsewhere.
+/// Does so until there is no more: for a thread beside the one that writes.
 pub(super) fn settle_for_others(jobs: &Receiver<Settle>) {
-    for (file, part) in jobs {
-        if file.sync_data().is_ok() {
-            farwrite_fs::forget_cached(&file, part.offset, part.len);
+    for (file, part, told) in jobs {
+        let done = file.sync_data();
+        if done.is_ok() {
+            farwrite_fs::forget_cached(&file, part.offset, part.end());
         }
+        // Who wrote may have given the file up.
+        let _ = told.send(done);
     }
 }
 
@@ -118,7 +121,8 @@ impl Run<'_> {
 
     fn content(&mut self, file: &File, entry: &Entry) -> Result<u64, Stop> {
         let mut bytes = 0;
-        self.settled = 0;
+        let (tell, told) = crossbeam_channel::unbounded();
+        (self.settled, self.tell) = (0, Some(tell));
         let before = self.stats.gone_over;
         match &entry.extents {
             Some(list) => bytes += self.pieces(file, entry.meta.size, list, before)?,
@@ -126,7 +130,7 @@ impl Run<'_> {
                 let mut from = 0;
                 loop {
                     let (list, more) = self.fetch.extents(entry.node, self.plan.at, from)?;
-                    self.fetch.announce_extents(list.iter());
+                    self.fetch.announce_first(&list);
                     bytes += self.pieces(file, entry.meta.size, &list, before)?;
                     match list.last() {
                         Some(x) if more && x.offset.saturating_add(x.len) > from => {
@@ -138,6 +142,9 @@ impl Run<'_> {
             }
         }
         file.set_len(entry.meta.size)?;
+        // An error is told once: whoever hears of it must not keep it to himself.
+        self.tell = None;
+        told.iter().collect::<io::Result<()>>()?;
         Ok(bytes)
     }
 
@@ -174,9 +181,12 @@ impl Run<'_> {
     /// What was written up to `end` may go to the disk.
     fn settle(&mut self, file: &File, end: u64) -> io::Result<()> {
         let len = end.saturating_sub(self.settled);
-        if let Some(settler) = self.settler.as_ref().filter(|_| len >= SETTLE_BYTES) {
+        if let (Some(settler), Some(tell)) = (&self.settler, &self.tell)
+            && len >= SETTLE_BYTES
+        {
+            let part = Extent::new(self.settled, len);
             // If nobody is there, the system does it in its own time.
-            let _ = settler.send((file.try_clone()?, Extent::new(self.settled, len)));
+            let _ = settler.send((file.try_clone()?, part, tell.clone()));
             self.settled = end;
         }
         Ok(())

@@ -107,6 +107,8 @@ struct Run<'a> {
     settler: Option<Sender<Settle>>,
     /// Up to here the present file goes to the disk already.
     settled: u64,
+    /// Where is told how that went, while a file is being written.
+    tell: Option<Sender<io::Result<()>>>,
     to: Option<Dir>,
     stats: RestoreStats,
     /// First restored name of a node with several.
@@ -153,6 +155,7 @@ impl Restore<'_> {
             fetch: Fetch::new(self.ask, ahead),
             settler,
             settled: 0,
+            tell: None,
             to: None,
             stats: RestoreStats::default(),
             linked: HashMap::new(),

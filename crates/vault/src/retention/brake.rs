@@ -34,6 +34,9 @@ const DELETED_MIN: u64 = 500;
 const WALK_MAX: usize = 20_000;
 /// Endings that are told apart in one batch's counts.
 const ENDINGS_MAX: usize = 64;
+/// Of these, what is kept of an entry of the window over a reconnect, and the longest.
+const ENDINGS_KEPT: usize = 8;
+const ENDING_KEPT_BYTES: usize = 64;
 /// Blocks smaller than this say nothing about whether their content compresses.
 const SMALL_BYTES: u32 = 512;
 /// Between two counts of all files.
@@ -222,7 +225,7 @@ impl Window {
         let entries = window.iter().map(|(at, first, counts)| WindowEntry {
             age_seconds: at.elapsed().as_secs(),
             first: *first,
-            counts: counts.clone(),
+            counts: counts.kept(),
         });
         let window = Window {
             saved: SystemTime::now().into(),
@@ -273,6 +276,19 @@ mod endings {
 }
 
 impl Counts {
+    /// What is kept over a reconnect: of the endings the most frequent, if they are not too long for one.
+    fn kept(&self) -> Counts {
+        let mut endings: Vec<_> = self.endings.iter().collect();
+        endings.retain(|(e, _)| e.len() <= ENDING_KEPT_BYTES);
+        endings.sort_unstable_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        endings.truncate(ENDINGS_KEPT);
+        let endings = endings.into_iter().map(|(e, n)| (e.clone(), *n));
+        Counts {
+            endings: endings.collect(),
+            ..*self
+        }
+    }
+
     fn is_nothing(&self) -> bool {
         self.rewritten == 0 && self.deleted == 0 && self.endings.is_empty()
     }
@@ -408,6 +424,7 @@ impl Watch {
         let brake = Brake::set(&self.source_dir, why, first, now)?;
         // Not before: if it could not be set, what was counted sets it at the next look.
         self.window.clear();
+        Window::save(&self.source_dir, &self.window);
         Ok(Some(brake))
     }
 

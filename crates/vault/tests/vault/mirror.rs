@@ -508,3 +508,27 @@ fn what_was_begun_ahead_and_given_up_leaves_nothing() {
     bench.mirror = Mirror::open(bench.dir.path()).unwrap();
     assert_eq!(held(&bench), 0, "removed when it was closed");
 }
+
+#[test]
+fn a_hole_where_a_file_without_a_name_begins_ends_its_head_start() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let node = maker.node();
+    let ops = [
+        set(node, file_meta(1 << 20, 1)),
+        Op::Hole {
+            node,
+            offset: 0,
+            len: 4096,
+        },
+        write(node, 8192, 0, 0, 100),
+    ];
+    let first = maker.batch(&ops, &[vec![7; 100]]);
+    bench.feed(&[first]);
+    assert_eq!(held(&bench), 0);
+    let last = maker.batch(&[link(NodeId::ROOT, "late", node)], &[]);
+    bench.feed(&[last]);
+    let content = std::fs::read(bench.tree().join("late")).unwrap();
+    assert_eq!(content.len(), 1 << 20);
+    let at = content.iter().position(|b| *b != 0);
+    assert_eq!((at, content[8192..8292] == [7; 100]), (Some(8192), true));
+}
