@@ -446,3 +446,60 @@ fn damage_is_found_named_and_costs_only_what_it_hit() {
     );
     drop(site.dir);
 }
+
+#[test]
+fn blocks_are_asked_for_many_at_a_time_whatever_lies_between_them() {
+    const BLOCK: u32 = 20_000;
+    let site = Site::new(false);
+    let mut maker = Maker::new();
+    let mut batches = Vec::new();
+    let mut want = Vec::new();
+    // One file of many pieces among those of a few.
+    for (name, pieces) in (0..60).map(|i| match i {
+        20 => ("large".to_string(), 300),
+        _ => (format!("{}{i:02}", if i < 20 { "a" } else { "z" }), 8u32),
+    }) {
+        let node = maker.node();
+        let size = u64::from(pieces) * u64::from(BLOCK);
+        let mut ops = vec![
+            set(node, file_meta(size, 1)),
+            link(NodeId::ROOT, &name, node),
+        ];
+        let block = |p| -> Vec<u8> {
+            (0..BLOCK)
+                .map(|b| (b * 7 + p * 13 + node.0 as u32) as u8)
+                .collect()
+        };
+        let blocks: Vec<Vec<u8>> = (0..pieces).map(block).collect();
+        ops.extend((0..pieces).map(|p| write(node, u64::from(p * BLOCK), p, 0, BLOCK)));
+        batches.push(maker.batch(&ops, &blocks));
+        want.push((name, blocks.concat()));
+    }
+    site.write(&batches);
+    let history = History::open(&site.source()).unwrap();
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let ask = |r: Request| {
+        let blocks = usize::from(matches!(r, Request::Blocks(_)));
+        asked.fetch_add(blocks, std::sync::atomic::Ordering::Relaxed);
+        Ok(history.answer(&r))
+    };
+    let to = tempfile::tempdir().unwrap();
+    let restore = Restore {
+        ask: &ask,
+        paths: vec![BytePath::root()],
+        at: BatchSeq(60),
+        to_dir: to.path().to_owned(),
+        overwrite: false,
+        dry_run: false,
+        progress: None,
+    };
+    assert_eq!(restore.run().unwrap().failed, []);
+    for (name, content) in want {
+        assert!(
+            std::fs::read(to.path().join(&name)).unwrap() == content,
+            "{name}"
+        );
+    }
+    let asked = asked.into_inner();
+    assert!(asked <= 40, "asked {asked} times for 772 blocks");
+}
