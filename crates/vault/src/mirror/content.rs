@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Extents asked of the catalog at once.
+/// Extents of a range asked of the catalog at first, and then at once.
+const FIRST_EXTENTS: usize = 16;
 const EXTENTS: usize = 1024;
 /// Zeros written at once where a filesystem cannot punch holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -88,10 +89,13 @@ impl Mirror {
         punch: bool,
     ) -> Result<u64, MirrorError> {
         let fail = |e| MirrorError::io("write", name, e);
-        let mut at = range.offset;
+        // Most ranges are small ones.
+        let (mut at, mut most) = (range.offset, FIRST_EXTENTS);
         loop {
-            let page = view.extents(node, at, EXTENTS)?;
-            let full = page.len() == EXTENTS;
+            let page = view.extents(node, at, most)?;
+            // Pages may lie behind the range altogether, and go on for long.
+            let done =
+                page.len() < most || page.last().is_none_or(|x| x.offset + x.len >= range.end());
             for x in page {
                 let Some(part) = range.intersect(Extent::new(x.offset, x.len)) else {
                     continue;
@@ -107,9 +111,10 @@ impl Mirror {
                 }
                 at = part.end();
             }
-            if !full || at >= range.end() {
+            if done {
                 break;
             }
+            most = EXTENTS;
         }
         if punch && at < range.end() {
             make_hole(file, at, range.end() - at).map_err(fail)?;

@@ -532,3 +532,29 @@ fn a_hole_where_a_file_without_a_name_begins_ends_its_head_start() {
     let at = content.iter().position(|b| *b != 0);
     assert_eq!((at, content[8192..8292] == [7; 100]), (Some(8192), true));
 }
+
+#[test]
+fn a_hole_before_thousands_of_pieces_ends() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let node = maker.node();
+    let size = 4 << 20;
+    let mut ops = vec![
+        set(node, file_meta(size, 1)),
+        link(NodeId::ROOT, "sparse", node),
+    ];
+    ops.extend((100..1600).map(|i| write(node, i * 2048, 0, 0, 700)));
+    let first = maker.batch(&ops, &[vec![5; 700]]);
+    bench.feed(&[first]);
+    let hole = Op::Hole {
+        node,
+        offset: 8192,
+        len: 4096,
+    };
+    let second = maker.batch(&[set(node, file_meta(size, 2)), hole], &[]);
+    bench.feed(&[second]);
+    let mut want = vec![0; size as usize];
+    for i in 100..1600 {
+        want[i * 2048..i * 2048 + 700].fill(5);
+    }
+    assert!(std::fs::read(bench.tree().join("sparse")).unwrap() == want);
+}
