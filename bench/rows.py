@@ -547,6 +547,9 @@ def many(bench, sources=200, files=250):
             invite = run(bench.program, "vault", "invite", c.vault, "--name", f"s{s}", "--address", f"127.0.0.1:{c.port}")
             run(bench.program, "source", "add", top / f"s{s}", "--to", "farwrite1:" + invite.split("farwrite1:")[1].split()[0], "--state", state)
             states.append(state)
+        # An instance for each of them; the usual limit is 128 for a user.
+        most = Path("/proc/sys/fs/inotify/max_user_instances")
+        most.write_text(str(max(int(most.read_text()), 4 * sources)))
         begin = time.monotonic()
         for state in states:
             c.spawn(bench.program, "source", "run", "--state", state, "--sensor", "inotify")
