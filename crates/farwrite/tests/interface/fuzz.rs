@@ -282,7 +282,10 @@ impl Door<'_> {
                 "RUST_BACKTRACE",
                 "<script>alert",
             ] {
-                assert!(!body.contains(bad), "{body}\nto {shown}");
+                // What was asked for may be named in JSON, which no browser takes for a page.
+                let said = answer.to_ascii_lowercase();
+                let named = bad.starts_with('<') && said.contains("content-type: application/json");
+                assert!(named || !body.contains(bad), "{body}\nto {shown}");
             }
         }
         eprintln!("{}: {codes:?}", self.paths[1]);
