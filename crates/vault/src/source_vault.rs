@@ -159,6 +159,7 @@ impl SourceVault {
             ),
             vault: vault.clone(),
             name: name.clone(),
+            log_end: recovered.end,
         };
         let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -454,6 +455,8 @@ struct Apply {
     watch: Watch,
     vault: Vault,
     name: SourceName,
+    /// Behind the last batch that the log had when it was opened.
+    log_end: Option<Place>,
 }
 
 /// What ends the apply thread early.
@@ -597,7 +600,7 @@ impl Apply {
         let dirty = self.catalog.mark(Mark::MirrorDirty)? != 0 || shows != applied.0;
         // Nothing applied yet, but a tree is there: the catalog was lost, and with it what the tree is.
         // Then also if the tree is gone as well: step by step it would ask for content that is no longer kept.
-        let end = self.shared.state.lock().durable_end;
+        let end = self.log_end;
         let unknown =
             self.catalog.set_aside().is_some() || (applied.0 == 0 && (!fresh || end.is_some()));
         self.catalog.set_marks_durably(&[(Mark::MirrorDirty, 1)])?;
