@@ -3,7 +3,6 @@
 //! after the last of it has come. It must never decide what a file's content is: each piece counts only if the catalog has the
 //! same bytes of the same block at that offset.
 
-use super::content::make_hole;
 use super::{Mirror, MirrorError};
 use crate::catalog::View;
 use farwrite_core::history::BlockExtent;
@@ -217,39 +216,30 @@ impl Mirror {
         name: &Name,
     ) -> Result<(), MirrorError> {
         let fail = |e| MirrorError::io("write", name, e);
-        let (mut at, mut found) = (0, 0);
+        let file = &written.file;
+        file.set_len(meta.size).map_err(fail)?;
+        // Up to `right` it is as it should be.
+        let (mut at, mut right, mut found) = (0, 0, 0);
         loop {
             let page = view.extents(node, at, PAGE)?;
-            let full = page.len() == PAGE;
-            for x in page {
-                let gap = x.offset.min(written.end);
-                if at < gap {
-                    make_hole(&written.file, at, gap - at).map_err(fail)?;
+            for x in page.iter().filter(|x| written.has(x, &mut found)) {
+                if right < x.offset {
+                    let other = Extent::new(right, x.offset - right);
+                    self.write_range(view, node, file, name, other, true)?;
                 }
-                at = x.offset + x.len;
-                if written.has(&x, &mut found) {
-                    continue;
-                }
-                let part = Extent::new(x.offset, x.len);
-                match self.piece(view, &x, part, name)? {
-                    Some(bytes) => {
-                        let done = written.file.write_all_at(&bytes, part.offset);
-                        done.map_err(fail)?;
-                        self.stats.bytes_written += part.len;
-                    }
-                    None => make_hole(&written.file, part.offset, part.len).map_err(fail)?,
-                }
+                right = x.offset + x.len;
             }
-            if !full {
-                break;
+            match page.last() {
+                Some(last) if page.len() == PAGE => at = last.offset + last.len,
+                _ => break,
             }
         }
-        if at < written.end {
-            make_hole(&written.file, at, written.end - at).map_err(fail)?;
+        if right < meta.size {
+            let other = Extent::new(right, meta.size - right);
+            self.write_range(view, node, file, name, other, true)?;
         }
-        written.file.set_len(meta.size).map_err(fail)?;
         // Made in the hold directory, which hands no default ACL on.
-        let skipped = farwrite_fs::apply_meta_fd(&written.file, meta, true).map_err(fail)?;
+        let skipped = farwrite_fs::apply_meta_fd(file, meta, true).map_err(fail)?;
         self.stats.skipped.add(skipped);
         Ok(())
     }

@@ -79,7 +79,7 @@ impl Mirror {
 
     /// Writes the part of a file's content that lies in `range`, and punches what lies between if `punch`; returns
     /// the end of the last byte written.
-    fn write_range(
+    pub(super) fn write_range(
         &mut self,
         view: View<'_>,
         node: NodeId,
@@ -157,7 +157,7 @@ impl Mirror {
 }
 
 /// A hole where the filesystem can, zeros where it cannot.
-pub(super) fn make_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+fn make_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match farwrite_fs::punch_hole(file, offset, len) {
         Err(e) if e.kind() == io::ErrorKind::Unsupported => {
             let mut at = offset;
