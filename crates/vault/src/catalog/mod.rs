@@ -12,6 +12,7 @@ pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};
 
 use crate::segment::{BatchReader, LogError, Place};
+use farwrite_core::history::Moment;
 use farwrite_core::{BatchSeq, Commit, Epoch, Meta, NodeId, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
@@ -354,6 +355,21 @@ fn set_mark(conn: &Connection, mark: Mark, value: i64) -> rusqlite::Result<()> {
 /// Reads a mark through any connection.
 pub fn read_mark(conn: &Connection, mark: Mark) -> rusqlite::Result<u64> {
     get_mark(conn, mark).map(|v| v as u64)
+}
+
+/// Columns that [`moment_row`] reads.
+pub const MOMENT_COLUMNS: &str = "seq, sec, nsec, clean";
+
+/// Reads a row of [`MOMENT_COLUMNS`].
+pub fn moment_row(r: &Row<'_>) -> rusqlite::Result<Moment> {
+    Ok(Moment {
+        seq: BatchSeq(r.get::<_, i64>(0)? as u64),
+        time: Timestamp {
+            sec: r.get(1)?,
+            nsec: r.get(2)?,
+        },
+        clean: r.get(3)?,
+    })
 }
 
 /// Columns that [`batch_row`] reads.

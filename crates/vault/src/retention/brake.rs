@@ -10,7 +10,7 @@
 
 use super::kept::Kept;
 use super::marks::{MarkError, MarksLock};
-use crate::catalog::{self, View};
+use crate::catalog::{self, MOMENT_COLUMNS, View, moment_row};
 use crate::segment::LoggedBatch;
 use crate::vault::{VaultError, load_toml, save_toml};
 use farwrite_core::history::{Mark, Moment};
@@ -151,20 +151,13 @@ impl Brake {
 fn moment_before(source_dir: &Path, first: BatchSeq) -> Result<Option<Moment>, MarkError> {
     let conn = catalog::open_reader(&source_dir.join("catalog.db"))?;
     let kept = Kept::load(source_dir)?;
-    let mut sql = conn.prepare(
-        "SELECT seq, sec, nsec, clean FROM batches WHERE seq<?1 ORDER BY seq DESC LIMIT 1000",
-    )?;
+    let mut sql = conn.prepare(&format!(
+        "SELECT {MOMENT_COLUMNS} FROM batches WHERE seq<?1 ORDER BY seq DESC LIMIT 1000"
+    ))?;
     let mut rows = sql.query([first.0 as i64])?;
     let mut last = None;
     while let Some(r) = rows.next()? {
-        let moment = Moment {
-            seq: BatchSeq(r.get::<_, i64>(0)? as u64),
-            time: Timestamp {
-                sec: r.get(1)?,
-                nsec: r.get(2)?,
-            },
-            clean: r.get(3)?,
-        };
+        let moment = moment_row(r)?;
         if kept.contains(moment.seq) {
             if moment.clean {
                 return Ok(Some(moment));

@@ -9,10 +9,12 @@ use super::live::Live;
 use super::marks::MarksLock;
 use super::plan::{Plan, Planner};
 use super::policy::Policy;
-use crate::catalog::{self, BATCH_COLUMNS, BatchRow, CATALOG_VERSION, Forget, Mark, batch_row};
+use crate::catalog::{
+    self, BATCH_COLUMNS, BatchRow, CATALOG_VERSION, Forget, MOMENT_COLUMNS, Mark, batch_row,
+    moment_row,
+};
 use crate::segment::{DeadBlock, LogError, can_free, free_blocks, freeable};
 use crate::vault::{Vault, VaultError};
-use farwrite_core::history::Moment;
 use farwrite_core::{BatchSeq, SourceName, Timestamp};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
@@ -222,19 +224,12 @@ impl<'a> Run<'a> {
         // Without a policy nothing more is dropped.
         let policy = self.options.policy.unwrap_or_default();
         let mut planner = Planner::new(&policy, marks, newest, self.options.now);
-        let mut moments = self
-            .conn
-            .prepare("SELECT seq, sec, nsec, clean FROM batches WHERE seq<=?1 ORDER BY seq")?;
+        let mut moments = self.conn.prepare(&format!(
+            "SELECT {MOMENT_COLUMNS} FROM batches WHERE seq<=?1 ORDER BY seq"
+        ))?;
         let mut rows = moments.query([self.newest.commit.seq.0 as i64])?;
         while let Some(r) = rows.next()? {
-            let moment = Moment {
-                seq: BatchSeq(r.get::<_, i64>(0)? as u64),
-                time: Timestamp {
-                    sec: r.get(1)?,
-                    nsec: r.get(2)?,
-                },
-                clean: r.get(3)?,
-            };
+            let moment = moment_row(r)?;
             if old.contains(moment.seq) {
                 planner.push(moment);
             }
