@@ -2,9 +2,8 @@
 
 use super::supervisor::Supervisor;
 use crate::openmetrics::Metrics;
-use farwrite_control::{State, Status, Vault};
+use farwrite_control::{State, Status};
 use parking_lot::Mutex;
-use std::fmt::Display;
 use std::time::Duration;
 
 /// Upper bounds of the ack histogram, in seconds.
@@ -31,56 +30,6 @@ impl AckTimes {
         let mut t = self.0.lock();
         t.counts[at] += 1;
         t.seconds += s;
-    }
-}
-
-/// One for each vault.
-trait OfVaults {
-    fn vault_gauge<T: Display>(
-        &mut self,
-        s: &Status,
-        name: &str,
-        unit: &str,
-        help: &str,
-        value: impl Fn(&Vault) -> T,
-    );
-    fn vault_counter(
-        &mut self,
-        s: &Status,
-        name: &str,
-        unit: &str,
-        help: &str,
-        value: impl Fn(&Vault) -> u64,
-    );
-}
-
-impl OfVaults for Metrics {
-    fn vault_gauge<T: Display>(
-        &mut self,
-        s: &Status,
-        name: &str,
-        unit: &str,
-        help: &str,
-        value: impl Fn(&Vault) -> T,
-    ) {
-        self.family("gauge", name, unit, help);
-        for v in &s.vaults {
-            self.sample(name, &[("vault", &v.name)], value(v));
-        }
-    }
-
-    fn vault_counter(
-        &mut self,
-        s: &Status,
-        name: &str,
-        unit: &str,
-        help: &str,
-        value: impl Fn(&Vault) -> u64,
-    ) {
-        self.family("counter", name, unit, help);
-        for v in &s.vaults {
-            self.sample(&format!("{name}_total"), &[("vault", &v.name)], value(v));
-        }
     }
 }
 
@@ -223,72 +172,58 @@ fn of_source(m: &mut Metrics, s: &Status) {
 }
 
 fn of_vaults(m: &mut Metrics, s: &Status) {
-    m.vault_gauge(
-        s,
+    let mut each = m.each("", "vault", &s.vaults, |v| &v.name);
+    each.gauge(
         "lag_seconds",
         "seconds",
         "Age of the oldest change that is not durable.",
-        |v| v.lag_ms as f64 / 1e3,
+        |v| Some(v.lag_ms as f64 / 1e3),
     );
-    m.vault_gauge(s, "pending_changes", "", "Changes waiting.", |v| {
-        v.pending_changes
+    each.gauge("pending_changes", "", "Changes waiting.", |v| {
+        Some(v.pending_changes)
     });
-    m.vault_gauge(
-        s,
+    each.gauge(
         "pending_bytes",
         "bytes",
         "Bytes known to be waiting.",
-        |v| v.pending_bytes,
+        |v| Some(v.pending_bytes),
     );
-    m.vault_gauge(
-        s,
+    each.gauge(
         "in_flight_bytes",
         "bytes",
         "Bytes sent and not acked.",
-        |v| v.in_flight_bytes,
+        |v| Some(v.in_flight_bytes),
     );
-    m.vault_gauge(s, "connected", "", "The vault is reached.", |v| {
-        u8::from(v.connected)
+    each.gauge("connected", "", "The vault is reached.", |v| {
+        Some(u8::from(v.connected))
     });
-    m.vault_gauge(
-        s,
+    each.gauge(
         "stopped",
         "",
         "Backup to the vault has stopped and needs a person.",
-        |v| u8::from(v.state == State::Error),
+        |v| Some(u8::from(v.state == State::Error)),
     );
-    m.vault_gauge(
-        s,
-        "problems",
-        "",
-        "Entries that cannot be backed up.",
-        |v| v.problem_count,
-    );
-    m.vault_gauge(
-        s,
+    each.gauge("problems", "", "Entries that cannot be backed up.", |v| {
+        Some(v.problem_count)
+    });
+    each.gauge(
         "processing_interval_seconds",
         "seconds",
         "What the processing unit waits between two rounds.",
-        |v| v.processing_interval_ms / 1e3,
+        |v| Some(v.processing_interval_ms / 1e3),
     );
-    m.vault_counter(s, "commands", "", "Backup commands carried out.", |v| {
+    each.counter("commands", "", "Backup commands carried out.", |v| {
         v.backup.commands
     });
-    m.vault_counter(s, "batches", "", "Batches sent.", |v| v.backup.batches);
-    m.vault_counter(s, "read_bytes", "bytes", "Bytes read from files.", |v| {
+    each.counter("batches", "", "Batches sent.", |v| v.backup.batches);
+    each.counter("read_bytes", "bytes", "Bytes read from files.", |v| {
         v.backup.bytes_read
     });
-    m.vault_counter(
-        s,
-        "new_bytes",
-        "bytes",
-        "Bytes of files that were new.",
-        |v| v.backup.bytes_new,
-    );
-    m.vault_counter(s, "wire_bytes", "bytes", "Bytes on the wire.", |v| {
+    each.counter("new_bytes", "bytes", "Bytes of files that were new.", |v| {
+        v.backup.bytes_new
+    });
+    each.counter("wire_bytes", "bytes", "Bytes on the wire.", |v| {
         v.wire_bytes
     });
-    m.vault_counter(s, "reconnects", "", "Connections made anew.", |v| {
-        v.reconnects
-    });
+    each.counter("reconnects", "", "Connections made anew.", |v| v.reconnects);
 }

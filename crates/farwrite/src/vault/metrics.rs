@@ -1,8 +1,7 @@
 //! The status of a vault in numbers: sources by name, no path and no name of a file.
 
 use crate::openmetrics::Metrics;
-use farwrite_control::{VaultSource, VaultStatus};
-use std::fmt::Display;
+use farwrite_control::VaultStatus;
 
 /// The text for `/metrics`.
 pub(super) fn text(s: &VaultStatus) -> String {
@@ -40,7 +39,7 @@ pub(super) fn text(s: &VaultStatus) -> String {
                 .max(0.0),
         )
     };
-    let mut each = Each { m, s };
+    let mut each = m.each("vault_source_", "source", &s.sources, |s| &s.name);
     each.gauge("connected", "", "The source has a session.", |s| {
         Some(u8::from(s.connected))
     });
@@ -87,29 +86,5 @@ pub(super) fn text(s: &VaultStatus) -> String {
     each.gauge("verify_findings", "", help, |s| {
         s.verified.as_ref().map(|v| v.findings)
     });
-    each.m.finish()
-}
-
-struct Each<'a> {
-    m: Metrics,
-    s: &'a VaultStatus,
-}
-
-impl Each<'_> {
-    /// One for each source of which it is known.
-    fn gauge<T: Display>(
-        &mut self,
-        name: &str,
-        unit: &str,
-        help: &str,
-        value: impl Fn(&VaultSource) -> Option<T>,
-    ) {
-        let name = format!("vault_source_{name}");
-        self.m.family("gauge", &name, unit, help);
-        for source in &self.s.sources {
-            if let Some(value) = value(source) {
-                self.m.sample(&name, &[("source", &source.name)], value);
-            }
-        }
-    }
+    m.finish()
 }
