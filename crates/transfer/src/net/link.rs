@@ -31,6 +31,9 @@ const REPLAY_RECORDS: usize = 64;
 /// After the drain of [`SourceLink::close`]: how long the goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Says how far behind the source is. Must not block for long.
+pub type AskBehind = Arc<dyn Fn() -> Behind + Send + Sync>;
+
 /// What a link is made with.
 #[derive(Clone)]
 pub struct LinkOptions {
@@ -42,8 +45,8 @@ pub struct LinkOptions {
     pub window_bytes: u64,
     /// Bandwidth limit; `None`: none.
     pub bytes_per_second: Option<u64>,
-    /// Asked at most once a second how far behind the source is, to tell the vault; `None`: it is not told. Must not block.
-    pub behind: Option<Arc<dyn Fn() -> Behind + Send + Sync>>,
+    /// Asked at most once a second, to tell the vault; `None`: it is not told.
+    pub behind: Option<AskBehind>,
 }
 
 impl Default for LinkOptions {
@@ -346,7 +349,7 @@ struct Task<'a> {
     start: Instant,
     shared: &'a Shared,
     events: &'a (dyn Fn(LinkEvent) + Send + Sync),
-    behind: Option<Arc<dyn Fn() -> Behind + Send + Sync>>,
+    behind: Option<AskBehind>,
     backoff: Duration,
 }
 

@@ -162,12 +162,7 @@ pub(super) async fn verify(
     Path(name): Path<String>,
     _posted: Posted<Nothing>,
 ) -> Page {
-    let name = address(&name);
-    let _: VaultSource = site
-        .control
-        .post(&format!("sources/{name}/verify"), &Done {})
-        .await?;
-    Ok(go(&format!("/source/{name}")))
+    ask(&site, &name, "verify").await
 }
 
 /// `POST /source/{name}/release`.
@@ -176,11 +171,14 @@ pub(super) async fn release(
     Path(name): Path<String>,
     _posted: Posted<Nothing>,
 ) -> Page {
-    let name = address(&name);
-    let _: VaultSource = site
-        .control
-        .post(&format!("sources/{name}/release"), &Done {})
-        .await?;
+    ask(&site, &name, "release").await
+}
+
+/// Has the daemon do something with a source, and shows that source again.
+async fn ask(site: &Site, name: &str, what: &str) -> Page {
+    let name = address(name);
+    let path = format!("sources/{name}/{what}");
+    let _: VaultSource = site.control.post(&path, &Done {}).await?;
     Ok(go(&format!("/source/{name}")))
 }
 
