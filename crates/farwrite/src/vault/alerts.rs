@@ -14,7 +14,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(5);
 
 const HEADER: &str = "\
 # Farwrite: who is told when something is wrong with this vault. It takes effect at once.

@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Between two looks for a request.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks for a request: each source has such a thread, and most have nothing to do for days.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Between two looks whether the apply thread is still there for a step of a prune.
+const STEP_LOOK: Duration = Duration::from_millis(500);
 /// Between two prunes by the policy.
 pub const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Between two tries after a failure.
@@ -161,7 +163,7 @@ fn hand_over(shared: &Shared, what: Forget) -> Result<(), String> {
         {
             return Err("the source is being closed".into());
         }
-        shared.changed.wait_for(&mut state, LOOK_EVERY);
+        shared.changed.wait_for(&mut state, STEP_LOOK);
     }
 }
 
