@@ -1,9 +1,10 @@
 //! Builds one batch after another: packs content into blocks, sends each block as soon as it is full, and
 //! keeps the operations for the end.
 
+use super::pack::{Packer, pack};
 use farwrite_core::codec::{encode_commit, encode_ops};
 use farwrite_core::op::Chain;
-use farwrite_core::record::{Record, RecordKind};
+use farwrite_core::record::Record;
 use farwrite_core::{BatchSeq, Commit, Op, limits};
 
 /// Where records go. Blocks while the network does not take more.
@@ -35,6 +36,7 @@ pub struct BatchWriter {
     chain: Chain,
     block: Vec<u8>,
     blocks: u32,
+    packer: Packer,
     ops: Vec<Op>,
     data_bytes: u64,
     sent_bytes: u64,
@@ -49,6 +51,7 @@ impl BatchWriter {
             chain: Chain::new(chain),
             block: Vec::new(),
             blocks: 0,
+            packer: Packer::default(),
             ops: Vec::new(),
             data_bytes: 0,
             sent_bytes: 0,
@@ -78,7 +81,13 @@ impl BatchWriter {
             self.block.extend_from_slice(now);
             data = later;
             if self.block.len() == limits::BLOCK_RAW_BYTES {
-                self.flush_block()?;
+                let raw =
+                    std::mem::replace(&mut self.block, Vec::with_capacity(limits::BLOCK_RAW_BYTES));
+                self.packer.put(self.seq, raw);
+                self.blocks += 1;
+                while let Some(record) = self.packer.ready() {
+                    self.send(record)?;
+                }
             }
         }
         Ok(())
@@ -116,7 +125,7 @@ impl BatchWriter {
         mut commit: Commit,
         save: impl FnOnce(&Commit) -> Result<(), E>,
     ) -> Result<Commit, E> {
-        self.flush_block()?;
+        self.last_blocks()?;
         let ops = std::mem::take(&mut self.ops);
         for record in encode_ops(self.seq, &ops) {
             self.send(record)?;
@@ -136,19 +145,103 @@ impl BatchWriter {
         Ok(commit)
     }
 
-    fn flush_block(&mut self) -> Result<(), SinkClosed> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
+    fn last_blocks(&mut self) -> Result<(), SinkClosed> {
         let raw = std::mem::take(&mut self.block);
-        self.send(Record::new(RecordKind::Block, self.seq, raw))?;
-        self.blocks += 1;
-        Ok(())
+        // Of most batches it is the only one: no other thread is to be woken for it.
+        let last = (!raw.is_empty()).then(|| pack(self.seq, raw));
+        while let Some(record) = self.packer.next() {
+            self.send(record)?;
+        }
+        match last {
+            Some(record) => {
+                self.blocks += 1;
+                self.send(record)
+            }
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, record: Record) -> Result<(), SinkClosed> {
         self.chain.add(&record.header.hash);
         self.sent_bytes += record.header.total_bytes();
         self.sink.send(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farwrite_core::record::RecordKind;
+    use farwrite_core::{Epoch, NodeId, Timestamp};
+    use std::sync::{Arc, Mutex};
+
+    struct Kept(Arc<Mutex<Vec<Record>>>);
+
+    impl RecordSink for Kept {
+        fn send(&mut self, record: Record) -> Result<(), SinkClosed> {
+            self.0.lock().unwrap().push(record);
+            Ok(())
+        }
+    }
+
+    fn unfinished() -> Commit {
+        Commit {
+            seq: BatchSeq(0),
+            epoch: Epoch([1; 16]),
+            time: Timestamp::default(),
+            clean: false,
+            ops: 0,
+            blocks: 0,
+            next_node: NodeId(1),
+            chain: [0; 32],
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_packed_side_by_side_go_out_in_order() {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let mut writer = BatchWriter::new(Box::new(Kept(kept.clone())), BatchSeq(1), &[7; 32]);
+        let mut before = [7; 32];
+        // Blocks that are quick and slow to pack by turns; the last batch ends with a full one.
+        for (batch, len) in [(1, (9 << 20) + 17), (2, 100), (3, 5 << 20)] {
+            let data: Vec<u8> = (0..len as u32)
+                .map(|i| match (i >> 20) % 2 {
+                    0 => (i >> 20) as u8,
+                    _ => (i.wrapping_mul(2_654_435_761) >> 13) as u8,
+                })
+                .collect();
+            let mut pieces = Vec::new();
+            for part in data.chunks(70_001) {
+                writer.put_data(part, |p| pieces.push(p)).unwrap();
+            }
+            let commit = writer
+                .finish::<SinkClosed>(unfinished(), |_| Ok(()))
+                .unwrap();
+            let records = std::mem::take(&mut *kept.lock().unwrap());
+            let mut chain = Chain::new(&before);
+            let (mut blocks, mut ended) = (Vec::new(), false);
+            for r in &records {
+                assert_eq!(r.header.seq, BatchSeq(batch));
+                match r.header.kind {
+                    RecordKind::Commit => ended = true,
+                    _ => chain.add(&r.header.hash),
+                }
+                if r.header.kind == RecordKind::Block {
+                    blocks.push(r.decode().unwrap());
+                }
+            }
+            assert!(ended);
+            assert_eq!(commit.blocks, blocks.len() as u64);
+            assert_eq!(commit.chain, chain.finish());
+            before = commit.chain;
+            let sent: Vec<u8> = pieces
+                .iter()
+                .flat_map(|p| {
+                    &blocks[p.block as usize][p.block_offset as usize..][..p.len as usize]
+                })
+                .copied()
+                .collect();
+            assert!(sent == data, "batch {batch}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod content;
 mod file;
 mod index;
 mod look;
+mod pack;
 mod rows;
 mod tree;
 mod unit;
