@@ -140,12 +140,8 @@ pub fn apply_meta_fd(file: &File, want: &Meta, fresh: bool) -> io::Result<Skippe
 }
 
 fn set_file_xattrs(file: &File, want: &Meta) -> io::Result<u32> {
-    let mut names = vec![0u8; 65536];
-    let n = match flistxattr(file, &mut names[..]) {
-        Ok(n) => n,
-        Err(Errno::OPNOTSUPP) => return Ok(want.xattrs.len() as u32),
-        Err(e) => return Err(e.into()),
-    };
+    let mut names = Vec::new();
+    xattr::read_grown(&mut names, |buf| flistxattr(file, buf))?;
     let mut skipped = 0;
     let mut tolerate = |r: rustix::io::Result<()>| match r {
         Ok(()) | Err(Errno::NODATA) => Ok(()),
@@ -155,7 +151,7 @@ fn set_file_xattrs(file: &File, want: &Meta) -> io::Result<u32> {
         }
         Err(e) => Err(io::Error::from(e)),
     };
-    for have in names[..n].split(|&b| b == 0).filter(|n| xattr::kept(n)) {
+    for have in names.split(|&b| b == 0).filter(|n| xattr::kept(n)) {
         if !want.xattrs.iter().any(|w| w.name == have) {
             tolerate(fremovexattr(file, OsStr::from_bytes(have)))?;
         }

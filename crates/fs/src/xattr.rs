@@ -123,8 +123,9 @@ fn tolerate(r: rustix::io::Result<()>) -> io::Result<u32> {
     }
 }
 
-/// Calls `f` with buffers growing up to 64 KiB, the kernel's own limit for one list or value.
-fn read_grown(
+/// Calls `f` with buffers growing up to 64 KiB, the kernel's own limit for one list or value. Where there are no
+/// attributes at all it is empty.
+pub(crate) fn read_grown(
     out: &mut Vec<u8>,
     mut f: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
 ) -> io::Result<()> {

@@ -7,14 +7,21 @@ use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
 use lru::LruCache;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 64 << 20;
 /// Most blocks asked for at once; the answer is cut by bytes.
 const ASK_BLOCKS: usize = 64;
-/// Requests under way at the same time, each by a thread of its own.
-pub(super) const ASKERS: usize = 3;
+/// Requests for blocks under way at the same time.
+const BLOCKS_AHEAD: usize = 3;
+/// Directories whose lists are asked for ahead, going by what is next. Over a long way the answers' way there and back is what
+/// a tree of small directories takes. All that asks stays within what a session answers at a time, which is 16.
+const LISTS_AHEAD: usize = 12;
+/// Lists that are there, or under way, and have not been wanted yet.
+const LISTS_KEPT: usize = 128;
+/// Threads that ask ([`ask_for_others`]): enough for all that is under way at the same time.
+pub(super) const ASKERS: usize = BLOCKS_AHEAD + LISTS_AHEAD;
 /// Bytes of blocks that are asked for in one of those; one answer holds a little more.
 const AHEAD_BYTES: usize = limits::HISTORY_BLOCK_BYTES * 3 / 4;
 /// Most blocks remembered as needed soon.
@@ -22,17 +29,26 @@ const UPCOMING: usize = 65_536;
 
 /// Blocks with their raw bytes, or what is wrong with them.
 type Blocks = Vec<(u64, Result<Bytes, String>)>;
-/// Blocks to ask for, and where the answer goes.
-pub(super) type Job = (Vec<u64>, Sender<Result<Blocks, RestoreError>>);
+/// A page of a directory, and whether there is more.
+type Page = (Vec<Entry>, bool);
+/// Where an answer comes from.
+type Answer<T> = Receiver<Result<T, RestoreError>>;
+
+/// What to ask for, and where the answer goes.
+pub(super) enum Question {
+    Blocks(Vec<u64>, Sender<Result<Blocks, RestoreError>>),
+    List(NodeId, BatchSeq, Sender<Result<Page, RestoreError>>),
+}
 
 struct UnderWay {
     ids: HashSet<u64>,
-    answer: Receiver<Result<Blocks, RestoreError>>,
+    answer: Answer<Blocks>,
 }
 
 pub(super) struct Fetch<'a> {
     ask: Ask<'a>,
-    ahead: Option<Sender<Job>>,
+    ahead: Option<Sender<Question>>,
+    lists: HashMap<NodeId, Answer<Page>>,
     under_way: VecDeque<UnderWay>,
     cache: LruCache<u64, Result<Bytes, String>>,
     cached_bytes: usize,
@@ -41,21 +57,15 @@ pub(super) struct Fetch<'a> {
 
 impl<'a> Fetch<'a> {
     /// `ahead`: somebody who asks for what is needed next ([`ask_for_others`]), while this one writes.
-    pub(super) fn new(ask: Ask<'a>, ahead: Option<Sender<Job>>) -> Self {
+    pub(super) fn new(ask: Ask<'a>, ahead: Option<Sender<Question>>) -> Self {
         Fetch {
             ask,
             ahead,
+            lists: HashMap::new(),
             under_way: VecDeque::new(),
             cache: LruCache::unbounded(),
             cached_bytes: 0,
             upcoming: VecDeque::new(),
-        }
-    }
-
-    fn ask(&self, request: Request) -> Result<Response, RestoreError> {
-        match (self.ask)(request).map_err(RestoreError::Ask)? {
-            Response::Error(e) => Err(RestoreError::Ask(e.into())),
-            other => Ok(other),
         }
     }
 
@@ -65,36 +75,36 @@ impl<'a> Fetch<'a> {
         at: BatchSeq,
     ) -> Result<Option<Entry>, RestoreError> {
         let path = path.clone();
-        match self.ask(Request::Stat { path, at })? {
+        match ask_one(self.ask, Request::Stat { path, at })? {
             Response::Stat(e) => Ok(e),
             _ => Err(nonsense("to Stat")),
         }
     }
 
     pub(super) fn list(
-        &self,
+        &mut self,
         dir: NodeId,
         at: BatchSeq,
         after: Option<Name>,
-    ) -> Result<(Vec<Entry>, bool), RestoreError> {
-        let limit = limits::HISTORY_PAGE as u32;
-        let last = after.clone();
-        match self.ask(Request::List {
-            dir,
-            at,
-            after,
-            limit,
-        })? {
-            Response::List { entries, more } => {
-                // A list that does not go forward would never end.
-                let ok = entries.first().is_none_or(|e| e.name > last);
-                let sorted = entries.windows(2).all(|w| w[0].name < w[1].name);
-                match ok && sorted {
-                    true => Ok((entries, more)),
-                    false => Err(nonsense("a list out of order")),
+    ) -> Result<Page, RestoreError> {
+        match self.lists.remove(&dir) {
+            Some(answer) if after.is_none() => answer.recv().map_err(|_| nonsense("at all"))?,
+            _ => ask_list(self.ask, dir, at, after),
+        }
+    }
+
+    /// These directories will be listed next, in this order and after what they turn out to hold.
+    pub(super) fn list_ahead(&mut self, dirs: impl Iterator<Item = NodeId>, at: BatchSeq) {
+        let Some(questions) = &self.ahead else {
+            return;
+        };
+        for dir in dirs.take(LISTS_AHEAD) {
+            if self.lists.len() < LISTS_KEPT && !self.lists.contains_key(&dir) {
+                let (to, answer) = crossbeam_channel::bounded(1);
+                if questions.send(Question::List(dir, at, to)).is_ok() {
+                    self.lists.insert(dir, answer);
                 }
             }
-            _ => Err(nonsense("to List")),
         }
     }
 
@@ -105,7 +115,7 @@ impl<'a> Fetch<'a> {
         at: BatchSeq,
         from: u64,
     ) -> Result<(Vec<BlockExtent>, bool), RestoreError> {
-        match self.ask(Request::Extents { node, at, from })? {
+        match ask_one(self.ask, Request::Extents { node, at, from })? {
             Response::Extents { extents, more } => Ok((extents, more)),
             _ => Err(nonsense("to Extents")),
         }
@@ -155,7 +165,7 @@ impl<'a> Fetch<'a> {
         }
         if !self.cache.contains(&id) {
             // What was asked for ahead, and is not wanted now, may never be: it must not keep others from being asked for.
-            if self.under_way.len() >= ASKERS {
+            if self.under_way.len() >= BLOCKS_AHEAD {
                 self.under_way.pop_front();
             }
             let mut ids = vec![id];
@@ -188,18 +198,18 @@ impl<'a> Fetch<'a> {
     }
 
     fn ask_ahead(&mut self, but: u64) {
-        let Some(jobs) = self.ahead.clone() else {
+        let Some(questions) = self.ahead.clone() else {
             return;
         };
         let most = self.at_once();
-        while self.under_way.len() < ASKERS {
+        while self.under_way.len() < BLOCKS_AHEAD {
             let ids = self.next_ids(most, but);
             if ids.is_empty() {
                 return;
             }
             let (to, answer) = crossbeam_channel::bounded(1);
             // Without anybody there the blocks are asked for when they are needed.
-            if jobs.send((ids.clone(), to)).is_err() {
+            if questions.send(Question::Blocks(ids.clone(), to)).is_err() {
                 return;
             }
             let ids = ids.into_iter().collect();
@@ -223,23 +233,58 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// Asks for blocks until nobody wants any more: for threads beside the one that writes.
-pub(super) fn ask_for_others(ask: Ask<'_>, jobs: &Receiver<Job>) {
-    for (ids, to) in jobs {
+/// Asks until nobody wants any more: for threads beside the one that writes.
+pub(super) fn ask_for_others(ask: Ask<'_>, questions: &Receiver<Question>) {
+    for question in questions {
         // Who asked may have given up.
-        let _ = to.send(ask_blocks(ask, ids));
+        match question {
+            Question::Blocks(ids, to) => drop(to.send(ask_blocks(ask, ids))),
+            Question::List(dir, at, to) => drop(to.send(ask_list(ask, dir, at, None))),
+        }
+    }
+}
+
+fn ask_one(ask: Ask<'_>, request: Request) -> Result<Response, RestoreError> {
+    match ask(request).map_err(RestoreError::Ask)? {
+        Response::Error(e) => Err(RestoreError::Ask(e.into())),
+        other => Ok(other),
+    }
+}
+
+fn ask_list(
+    ask: Ask<'_>,
+    dir: NodeId,
+    at: BatchSeq,
+    after: Option<Name>,
+) -> Result<Page, RestoreError> {
+    let limit = limits::HISTORY_PAGE as u32;
+    let last = after.clone();
+    let request = Request::List {
+        dir,
+        at,
+        after,
+        limit,
+    };
+    let Response::List { entries, more } = ask_one(ask, request)? else {
+        return Err(nonsense("to List"));
+    };
+    // A list that does not go forward would never end.
+    let ok = entries.first().is_none_or(|e| e.name > last);
+    let sorted = entries.windows(2).all(|w| w[0].name < w[1].name);
+    match ok && sorted {
+        true => Ok((entries, more)),
+        false => Err(nonsense("a list out of order")),
     }
 }
 
 /// The answer may hold fewer blocks than asked for, but always the first.
 fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
     let first = ids[0];
-    match ask(Request::Blocks(ids)).map_err(RestoreError::Ask)? {
+    match ask_one(ask, Request::Blocks(ids))? {
         Response::Blocks(list) if list.iter().any(|b| b.block == first) => Ok(list
             .into_iter()
             .map(|b| (b.block, b.record.and_then(|raw| decode(&raw))))
             .collect()),
-        Response::Error(e) => Err(RestoreError::Ask(e.into())),
         _ => Err(nonsense("to Blocks")),
     }
 }

@@ -1,21 +1,26 @@
 //! Restores what is not a directory: first under a name of its own, then renamed into place. An interrupted restore
 //! leaves at most a `.farwrite-restore-` file.
 
-use super::{Done, RestoreError, Run};
+use super::write::{Job, Piece, Whole};
+use super::{Done, Here, RestoreError, Run};
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry};
-use farwrite_core::{Extent, Kind, Name};
+use farwrite_core::{BytePath, Extent, Kind, Meta, Name, limits};
 use farwrite_fs::{Dir, OpenMode, Skipped};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+/// Files up to this size are made by the writers as a whole.
+const WHOLE_BYTES: u64 = limits::BLOCK_RAW_BYTES as u64;
 /// Bytes written of a large file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
 
 /// A part of a large file, to be put on the disk and let go from memory while the rest is still being written, and
 /// where to say how that went.
-pub(super) type Settle = (File, Extent, Sender<io::Result<()>>);
+pub(super) type Settle = (Arc<File>, Extent, Sender<io::Result<()>>);
 
 /// Does so until there is no more: for a thread beside the one that writes.
 pub(super) fn settle_for_others(jobs: &Receiver<Settle>) {
@@ -50,45 +55,34 @@ impl From<RestoreError> for Stop {
 }
 
 impl Run<'_> {
+    /// Makes an entry; `None`: a writer does, and its report will come.
     pub(super) fn make_other(
         &mut self,
-        way: &[Name],
+        here: &Here,
         name: &Name,
+        source: &BytePath,
         entry: &Entry,
-    ) -> Result<Done, RestoreError> {
-        let Some(to) = &self.to else {
-            return Ok(Done::Made(Skipped::default(), entry.meta.size));
+    ) -> Result<Option<Done>, RestoreError> {
+        let dir = match &here.dir {
+            None => return Ok(Some(Done::Made(Skipped::default(), entry.meta.size))),
+            Some(Ok(dir)) => dir.clone(),
+            Some(Err(why)) => return Ok(Some(Done::Failed(why.clone()))),
         };
-        let dir = match to.open_beneath(way) {
-            Ok(dir) => dir,
-            Err(e) => return Ok(Done::Failed(e.to_string())),
+        let made = match self.hand_over(&dir, name, source, entry) {
+            Ok(true) => return Ok(None),
+            Ok(false) => {
+                let linked = self.linked.contains_key(&entry.node);
+                let overwrite = self.plan.overwrite;
+                put_in_place(&dir, name, overwrite, linked, |temp| {
+                    self.make_temp(&dir, temp, entry)
+                })
+            }
+            Err(stop) => Err(stop),
         };
-        let temp = temp_name();
-        let made = self.make_temp(&dir, &temp, entry).and_then(|done| {
-            if self.plan.overwrite {
-                if dir
-                    .stat_if_exists(name)?
-                    .is_some_and(|s| s.kind == Kind::Dir)
-                {
-                    dir.remove_tree(name)?;
-                }
-                dir.rename(&temp, &dir, name)?;
-            } else {
-                dir.rename_noreplace(&temp, &dir, name)?;
-            }
-            // Renaming one hard link of a file over another does nothing and leaves both.
-            match dir.unlink(&temp) {
-                Err(e) if !farwrite_fs::is_absent(&e) => return Err(e.into()),
-                _ => {}
-            }
-            Ok(done)
-        });
-        if made.is_err() {
-            let _ = dir.unlink(&temp);
-        } else if entry.links > 1 {
+        if made.is_ok() && entry.links > 1 {
             self.linked
                 .entry(entry.node)
-                .or_insert_with(|| (way.to_vec(), name.clone()));
+                .or_insert_with(|| (here.way.clone(), name.clone()));
         }
         match made {
             Ok(done) => self.outcome(Ok(done)),
@@ -96,6 +90,35 @@ impl Run<'_> {
             Err(Stop::File(why)) => Ok(Done::Failed(why)),
             Err(Stop::All(e)) => Err(e),
         }
+        .map(Some)
+    }
+
+    /// Gives a small file to the writers; false if it is not one for them.
+    fn hand_over(
+        &mut self,
+        dir: &Arc<Dir>,
+        name: &Name,
+        source: &BytePath,
+        entry: &Entry,
+    ) -> Result<bool, Stop> {
+        let meta = &entry.meta;
+        let small = meta.kind == Kind::File && entry.links <= 1 && meta.size <= WHOLE_BYTES;
+        let (true, Some(list), true) = (small, &entry.extents, self.writers.is_some()) else {
+            return Ok(false);
+        };
+        let mut pieces = Vec::with_capacity(list.len());
+        for x in list {
+            pieces.extend(self.piece(x, meta.size)?);
+        }
+        let whole = Whole {
+            dir: dir.clone(),
+            name: name.clone(),
+            meta: meta.clone(),
+            pieces,
+            overwrite: self.plan.overwrite,
+            source: source.clone(),
+        };
+        Ok(self.write(Job::Whole(whole)).is_none())
     }
 
     fn make_temp(&mut self, dir: &Dir, temp: &Name, entry: &Entry) -> Result<(Skipped, u64), Stop> {
@@ -106,32 +129,33 @@ impl Run<'_> {
             return Ok((Skipped::default(), 0));
         }
         match meta.kind {
-            Kind::File => {
-                let file = dir.open_file(temp, OpenMode::CreateNew(0o600))?;
-                let bytes = self.content(&file, entry)?;
-                // Not fresh: a default ACL of a directory that was there is inherited.
-                let skipped = farwrite_fs::apply_meta_fd(&file, meta, false)?;
-                return Ok((skipped, bytes));
-            }
+            Kind::File => return make_file(dir, temp, meta, |file| self.content(file, entry)),
             Kind::Symlink => dir.symlink(temp, &meta.target)?,
             kind => dir.mknod(temp, kind, 0o600, meta.rdev)?,
         }
         Ok((farwrite_fs::apply_meta(dir, Some(temp), meta)?, 0))
     }
 
-    fn content(&mut self, file: &File, entry: &Entry) -> Result<u64, Stop> {
-        let mut bytes = 0;
+    /// Writes a file's content; where its last byte is, and how many they are.
+    fn content(&mut self, file: &Arc<File>, entry: &Entry) -> Result<(u64, u64), Stop> {
         let (tell, told) = crossbeam_channel::unbounded();
-        (self.settled, self.tell) = (0, Some(tell));
-        let before = self.stats.gone_over;
+        let mut target = Target {
+            file: file.clone(),
+            size: entry.meta.size,
+            end: 0,
+            bytes: 0,
+            settled: 0,
+            tell,
+            told,
+        };
         match &entry.extents {
-            Some(list) => bytes += self.pieces(file, entry.meta.size, list, before)?,
+            Some(list) => self.pieces(&mut target, list)?,
             None => {
                 let mut from = 0;
                 loop {
                     let (list, more) = self.fetch.extents(entry.node, self.plan.at, from)?;
                     self.fetch.announce_first(&list);
-                    bytes += self.pieces(file, entry.meta.size, &list, before)?;
+                    self.pieces(&mut target, &list)?;
                     match list.last() {
                         Some(x) if more && x.offset.saturating_add(x.len) > from => {
                             from = x.offset + x.len;
@@ -141,56 +165,124 @@ impl Run<'_> {
                 }
             }
         }
-        file.set_len(entry.meta.size)?;
         // An error is told once: whoever hears of it must not keep it to himself.
-        self.tell = None;
-        told.iter().collect::<io::Result<()>>()?;
-        Ok(bytes)
+        drop(target.tell);
+        target.told.iter().collect::<io::Result<()>>()?;
+        Ok((target.end, target.bytes))
     }
 
-    fn pieces(
-        &mut self,
-        file: &File,
-        size: u64,
-        list: &[BlockExtent],
-        before: u64,
-    ) -> Result<u64, Stop> {
-        let mut bytes = 0;
+    fn pieces(&mut self, target: &mut Target, list: &[BlockExtent]) -> Result<(), Stop> {
         for x in list {
-            let inside = Extent::new(0, size).intersect(Extent::new(x.offset, x.len));
-            let Some(part) = inside else { continue };
-            let block = self.fetch.block(x.block)?;
-            let block = block.map_err(|why| {
-                Stop::File(format!("content damaged at byte {}: {why}", part.offset))
-            })?;
-            let start = x.block_offset as usize + (part.offset - x.offset) as usize;
-            let piece = start
-                .checked_add(part.len as usize)
-                .and_then(|end| block.get(start..end))
-                .ok_or_else(|| Stop::File("an extent reaches beyond its block".into()))?;
-            file.write_all_at(piece, part.offset)?;
-            bytes += part.len;
-            self.settle(file, part.end())?;
-            self.gone_over(before + part.end());
-        }
-        Ok(bytes)
-    }
-}
-
-impl Run<'_> {
-    /// What was written up to `end` may go to the disk.
-    fn settle(&mut self, file: &File, end: u64) -> io::Result<()> {
-        let len = end.saturating_sub(self.settled);
-        if let (Some(settler), Some(tell)) = (&self.settler, &self.tell)
-            && len >= SETTLE_BYTES
-        {
-            let part = Extent::new(self.settled, len);
-            // If nobody is there, the system does it in its own time.
-            let _ = settler.send((file.try_clone()?, part, tell.clone()));
-            self.settled = end;
+            let Some((offset, bytes)) = self.piece(x, target.size)? else {
+                continue;
+            };
+            let len = bytes.len() as u64;
+            let job = Job::Part(target.file.clone(), (offset, bytes), target.tell.clone());
+            if let Some(Job::Part(file, (offset, bytes), _)) = self.write(job) {
+                file.write_all_at(&bytes, offset)?;
+            }
+            target.told.try_iter().collect::<io::Result<()>>()?;
+            target.end = target.end.max(offset + len);
+            target.bytes += len;
+            self.settle(target, offset + len);
+            self.went(offset + len);
         }
         Ok(())
     }
+
+    /// What an extent says is in a file of this size.
+    fn piece(&mut self, x: &BlockExtent, size: u64) -> Result<Option<Piece>, Stop> {
+        let inside = Extent::new(0, size).intersect(Extent::new(x.offset, x.len));
+        let Some(part) = inside else { return Ok(None) };
+        let block: Result<Bytes, String> = self.fetch.block(x.block)?;
+        let block = block
+            .map_err(|why| Stop::File(format!("content damaged at byte {}: {why}", part.offset)))?;
+        let start = x.block_offset as usize + (part.offset - x.offset) as usize;
+        let end = start.checked_add(part.len as usize);
+        match end.filter(|end| *end <= block.len()) {
+            Some(end) => Ok(Some((part.offset, block.slice(start..end)))),
+            None => Err(Stop::File("an extent reaches beyond its block".into())),
+        }
+    }
+
+    /// What was handed out up to `end` may go to the disk.
+    fn settle(&mut self, target: &mut Target, end: u64) {
+        let len = end.saturating_sub(target.settled);
+        if let Some(settler) = &self.settler
+            && len >= SETTLE_BYTES
+        {
+            let part = Extent::new(target.settled, len);
+            // If nobody is there, the system does it in its own time.
+            let _ = settler.send((target.file.clone(), part, target.tell.clone()));
+            target.settled = end;
+        }
+    }
+}
+
+/// A large file that is being written.
+struct Target {
+    file: Arc<File>,
+    size: u64,
+    /// Behind the last byte.
+    end: u64,
+    bytes: u64,
+    /// Up to here it goes to the disk already.
+    settled: u64,
+    /// Where others say how their part of it went.
+    tell: Sender<io::Result<()>>,
+    told: Receiver<io::Result<()>>,
+}
+
+/// Makes a regular file with its attributes. `write` says where its last byte is, and how many it wrote.
+pub(super) fn make_file<E: From<io::Error>>(
+    dir: &Dir,
+    temp: &Name,
+    meta: &Meta,
+    write: impl FnOnce(&Arc<File>) -> Result<(u64, u64), E>,
+) -> Result<(Skipped, u64), E> {
+    let file = Arc::new(dir.open_file(temp, OpenMode::CreateNew(0o600))?);
+    let (end, bytes) = write(&file)?;
+    if end != meta.size {
+        file.set_len(meta.size)?;
+    }
+    // Not fresh: a default ACL of a directory that was there is inherited.
+    let skipped = farwrite_fs::apply_meta_fd(&file, meta, false)?;
+    Ok((skipped, bytes))
+}
+
+/// Lets `make` make something under a name of its own, then renames it to its place. `linked`: it may be a hard link of
+/// what is there.
+pub(super) fn put_in_place<T, E: From<io::Error>>(
+    dir: &Dir,
+    name: &Name,
+    overwrite: bool,
+    linked: bool,
+    make: impl FnOnce(&Name) -> Result<T, E>,
+) -> Result<T, E> {
+    let temp = temp_name();
+    let made = make(&temp).and_then(|made| {
+        if overwrite {
+            let is_dir = |s: farwrite_fs::Stat| s.kind == Kind::Dir;
+            if dir.stat_if_exists(name)?.is_some_and(is_dir) {
+                dir.remove_tree(name)?;
+            }
+            dir.rename(&temp, dir, name)?;
+        } else {
+            dir.rename_noreplace(&temp, dir, name)?;
+        }
+        // Renaming one hard link of a file over another does nothing and leaves both.
+        if linked
+            && let Err(e) = dir.unlink(&temp)
+            && !farwrite_fs::is_absent(&e)
+        {
+            return Err(e.into());
+        }
+        Ok(made)
+    });
+    if made.is_err() {
+        let _ = dir.unlink(&temp);
+    }
+    made
 }
 
 fn temp_name() -> Name {

@@ -5,6 +5,7 @@
 mod fetch;
 mod file;
 mod read;
+mod write;
 
 pub use read::write_content;
 
@@ -12,11 +13,13 @@ use crossbeam_channel::Sender;
 use farwrite_core::history::{Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Kind, Meta, Name, NodeId, limits};
 use farwrite_fs::{Dir, Skipped};
-use fetch::{ASKERS, Fetch, Job, ask_for_others};
+use fetch::{ASKERS, Fetch, Question, ask_for_others};
 use file::{Settle, settle_for_others};
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use write::{Job, Writers, Written, writers};
 
 /// Asks the history, from several threads at once; an error ends the restore.
 pub type Ask<'a> =
@@ -105,16 +108,22 @@ struct Run<'a> {
     plan: &'a Restore<'a>,
     fetch: Fetch<'a>,
     settler: Option<Sender<Settle>>,
-    /// Up to here the present file goes to the disk already.
-    settled: u64,
-    /// Where is told how that went, while a file is being written.
-    tell: Option<Sender<io::Result<()>>>,
+    writers: Option<Writers>,
+    /// Up to here the present entry has been gone over.
+    went: u64,
     to: Option<Dir>,
     stats: RestoreStats,
     /// First restored name of a node with several.
     linked: HashMap<NodeId, (Vec<Name>, Name)>,
     /// Directories made, parents first.
     made: Vec<(Vec<Name>, BytePath, Meta)>,
+}
+
+/// A directory that is being filled.
+struct Here {
+    way: Vec<Name>,
+    /// None in a dry run; else why nothing can be made in it.
+    dir: Option<Result<Arc<Dir>, String>>,
 }
 
 /// What happened to one entry.
@@ -126,10 +135,7 @@ enum Done {
 impl Restore<'_> {
     /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
-        if self.dry_run {
-            return self.run_with(None, None);
-        }
-        let (jobs, others) = crossbeam_channel::unbounded();
+        let (questions, others) = crossbeam_channel::unbounded();
         let ask = self.ask;
         std::thread::scope(|scope| {
             for _ in 0..ASKERS {
@@ -137,25 +143,35 @@ impl Restore<'_> {
                 scope.spawn(move || ask_for_others(ask, &others));
             }
             drop(others);
+            if self.dry_run {
+                return self.run_with(Some(questions), None, None);
+            }
             // A file that is waited for is one on a slow disk: no more of it in memory then.
             let (settler, settles) = crossbeam_channel::bounded(2);
             scope.spawn(move || settle_for_others(&settles));
+            let (ends, work) = Writers::new();
+            for _ in 0..writers() {
+                let work = work.clone();
+                scope.spawn(move || work.run());
+            }
+            drop(work);
             // They end when the last job is done and nobody can hand in another.
-            self.run_with(Some(jobs), Some(settler))
+            self.run_with(Some(questions), Some(settler), Some(ends))
         })
     }
 
     fn run_with(
         &self,
-        ahead: Option<Sender<Job>>,
+        ahead: Option<Sender<Question>>,
         settler: Option<Sender<Settle>>,
+        writers: Option<Writers>,
     ) -> Result<RestoreStats, RestoreError> {
         let mut run = Run {
             plan: self,
             fetch: Fetch::new(self.ask, ahead),
             settler,
-            settled: 0,
-            tell: None,
+            writers,
+            went: 0,
             to: None,
             stats: RestoreStats::default(),
             linked: HashMap::new(),
@@ -168,12 +184,17 @@ impl Restore<'_> {
             run.to = Some(Dir::open(&self.to_dir).map_err(|e| self.fail("open", e))?);
         }
         let mut todo = roots;
+        let here = run.open(Vec::new());
         for (source, entry) in entries {
-            run.entry(&[], source, entry, &mut todo)?;
+            run.entry(&here, source, entry, &mut todo)?;
         }
-        while let Some(task) = todo.pop() {
+        loop {
+            run.fetch
+                .list_ahead(todo.iter().rev().map(|t| t.node), self.at);
+            let Some(task) = todo.pop() else { break };
             run.directory(task, &mut todo)?;
         }
+        run.wait_for_writers()?;
         run.finish_dirs();
         Ok(run.stats)
     }
@@ -251,6 +272,7 @@ impl Run<'_> {
             self.made
                 .push((task.way.clone(), task.source.clone(), meta));
         }
+        let here = self.open(task.way);
         let mut after = None;
         loop {
             let (page, more) = self.fetch.list(task.node, self.plan.at, after)?;
@@ -261,7 +283,7 @@ impl Run<'_> {
             for entry in page {
                 let Some(name) = &entry.name else { continue };
                 let source = task.source.join(name);
-                self.entry(&task.way, source, entry, todo)?;
+                self.entry(&here, source, entry, todo)?;
             }
             if !more || after.is_none() {
                 return Ok(());
@@ -269,9 +291,17 @@ impl Run<'_> {
         }
     }
 
+    fn open(&self, way: Vec<Name>) -> Here {
+        let dir = self.to.as_ref().map(|to| match to.open_beneath(&way) {
+            Ok(dir) => Ok(Arc::new(dir)),
+            Err(e) => Err(e.to_string()),
+        });
+        Here { way, dir }
+    }
+
     fn entry(
         &mut self,
-        way: &[Name],
+        here: &Here,
         source: BytePath,
         entry: Entry,
         todo: &mut Vec<DirTask>,
@@ -282,55 +312,102 @@ impl Run<'_> {
             return Ok(());
         }
         let is_dir = entry.meta.kind == Kind::Dir;
-        let size = if is_dir { 0 } else { entry.meta.size };
-        let after = self.stats.gone_over + size;
-        let done = match is_dir {
-            true => self.make_dir(way, &name)?,
-            false => self.make_other(way, &name, &entry)?,
-        };
+        self.take_reports()?;
+        if !is_dir {
+            if let Some(done) = self.make_other(here, &name, &source, &entry)? {
+                self.count_file(source, done);
+                self.went(entry.meta.size);
+            }
+            self.went = 0;
+            return Ok(());
+        }
+        match self.make_dir(here, &name)? {
+            Done::Failed(why) => self.stats.failed.push((source, why)),
+            Done::Made(..) => {
+                self.stats.dirs += 1;
+                todo.push(DirTask {
+                    way: here.way.iter().cloned().chain([name]).collect(),
+                    source,
+                    node: entry.node,
+                    meta: Some(entry.meta),
+                });
+            }
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn count_file(&mut self, source: BytePath, done: Done) {
         match done {
             Done::Failed(why) => self.stats.failed.push((source, why)),
             Done::Made(skipped, bytes) => {
                 self.stats.skipped_attributes.add(skipped);
                 self.stats.bytes += bytes;
-                if is_dir {
-                    self.stats.dirs += 1;
-                    let way = way.iter().cloned().chain([name]).collect();
-                    todo.push(DirTask {
-                        way,
-                        source,
-                        node: entry.node,
-                        meta: Some(entry.meta),
-                    });
-                } else {
-                    self.stats.files += 1;
-                }
+                self.stats.files += 1;
             }
         }
-        self.gone_over(after);
-        Ok(())
     }
 
-    fn gone_over(&mut self, bytes: u64) {
-        self.stats.gone_over = bytes;
+    /// The present entry has been gone over up to `end`.
+    fn went(&mut self, end: u64) {
+        self.stats.gone_over += end.saturating_sub(self.went);
+        self.went = self.went.max(end);
+        self.tell();
+    }
+
+    fn tell(&self) {
         if let Some(progress) = self.plan.progress {
             progress(&self.stats);
         }
     }
 
-    fn make_dir(&mut self, way: &[Name], name: &Name) -> Result<Done, RestoreError> {
-        let Some(to) = &self.to else {
-            return Ok(Done::Made(Skipped::default(), 0));
+    /// Hands a job to the writers; it comes back if there are none.
+    fn write(&self, job: Job) -> Option<Job> {
+        match &self.writers {
+            Some(w) => w.jobs.send(job).err().map(|e| e.0),
+            None => Some(job),
+        }
+    }
+
+    fn take_reports(&mut self) -> Result<(), RestoreError> {
+        let reports = match &self.writers {
+            Some(w) => w.written.try_iter().collect(),
+            None => Vec::new(),
         };
-        let made = to.open_beneath(way).and_then(|dir| {
+        reports.into_iter().try_for_each(|r| self.report(r))
+    }
+
+    fn report(&mut self, written: Written) -> Result<(), RestoreError> {
+        let done = self.outcome(written.done)?;
+        self.count_file(written.source, done);
+        self.stats.gone_over += written.size;
+        self.tell();
+        Ok(())
+    }
+
+    fn wait_for_writers(&mut self) -> Result<(), RestoreError> {
+        let Some(Writers { jobs, written }) = self.writers.take() else {
+            return Ok(());
+        };
+        drop(jobs);
+        written.iter().try_for_each(|r| self.report(r))
+    }
+
+    fn make_dir(&mut self, here: &Here, name: &Name) -> Result<Done, RestoreError> {
+        let dir = match &here.dir {
+            None => return Ok(Done::Made(Skipped::default(), 0)),
+            Some(Ok(dir)) => dir,
+            Some(Err(why)) => return Ok(Done::Failed(why.clone())),
+        };
+        let make = || {
             match dir.stat_if_exists(name)? {
                 Some(s) if s.kind == Kind::Dir && self.plan.overwrite => return Ok(()),
                 Some(_) if self.plan.overwrite => drop(dir.remove_tree(name)?),
                 _ => {}
             }
             dir.mkdir(name, 0o700)
-        });
-        self.outcome(made.map(|()| (Skipped::default(), 0)))
+        };
+        self.outcome(make().map(|()| (Skipped::default(), 0)))
     }
 
     /// A full disk ends the restore; any other refusal fails the one entry.
