@@ -191,7 +191,7 @@ pub struct BlockBytes {
     /// Its id.
     pub block: u64,
     /// The whole record, header included; `Err` says what is wrong with it.
-    pub record: Result<serde_bytes::ByteBuf, String>,
+    pub record: Result<bytes::Bytes, String>,
 }
 
 /// One version of what was at a path.

@@ -199,23 +199,55 @@ impl Record {
         } else {
             None
         };
-        let (codec, payload) = match packed {
-            Some(p) if p.len() <= raw.len() - raw.len() / 8 => (Codec::Zstd, p),
-            _ => (Codec::Raw, raw),
-        };
-        let hash = hash16(&payload);
+        match packed {
+            Some(p) if p.len() <= raw.len() - raw.len() / 8 => {
+                Record::stored(kind, seq, Codec::Zstd, raw_len, p)
+            }
+            _ => Record::stored(kind, seq, Codec::Raw, raw_len, raw),
+        }
+    }
+
+    /// As [`Record::new`] for what is known not to become smaller.
+    ///
+    /// # Panics
+    /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
+    pub fn uncompressed(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
+        assert!(
+            raw.len() <= limits::RECORD_BYTES,
+            "record payload of {} bytes",
+            raw.len()
+        );
+        let len = raw.len() as u32;
+        Record::stored(kind, seq, Codec::Raw, len, raw)
+    }
+
+    fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: u32, payload: Vec<u8>) -> Self {
         let header = RecordHeader {
             kind,
             codec,
             stored: payload.len() as u32,
-            raw: raw_len,
+            raw,
             seq,
-            hash,
+            hash: hash16(&payload),
         };
         Record {
             header,
             payload: payload.into(),
         }
+    }
+
+    /// Takes one whole record off the front of bytes that nobody else adds to, without copying its payload; `None` if
+    /// they are cut off.
+    pub fn from_bytes(bytes: &Bytes) -> Result<Option<Self>, BadRecord> {
+        let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let header = RecordHeader::decode(head)?;
+        if (bytes.len() as u64) < header.total_bytes() {
+            return Ok(None);
+        }
+        let end = HEADER_BYTES + header.stored as usize;
+        Record::from_parts(header, bytes.slice(HEADER_BYTES..end)).map(Some)
     }
 
     /// Checks a payload against its header.

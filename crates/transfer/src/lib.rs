@@ -4,6 +4,7 @@
 //! Sees neither sensors nor the vault's storage: the vault stands behind a trait.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod answer;
 pub mod backup;
 pub mod message;
 pub mod net;

@@ -4,7 +4,7 @@
 //! which each is allowed. Nothing here does I/O or keeps state. Variants and fields are never reordered or
 //! removed: a new one goes to the end and needs a new protocol version.
 
-use farwrite_core::history::{Request, Response};
+use farwrite_core::history::Request;
 use farwrite_core::record::{BadRecord, Record, RecordKind};
 use farwrite_core::{BatchSeq, Epoch, SourceName, codec, path};
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,9 @@ pub const TEXT_BYTES: usize = 1024;
 pub const SOFTWARE_BYTES: usize = 64;
 /// Bytes of a pairing token.
 pub const TOKEN_BYTES: usize = 32;
-/// Most bytes of an encoded [`Response`] that one [`Message::Response`] carries.
+/// Most bytes of an encoded [`farwrite_core::history::Response`] that one [`Message::Response`] carries.
 pub const RESPONSE_PART_BYTES: usize = 1 << 20;
-/// Most bytes of a whole encoded [`Response`].
+/// Most bytes of a whole encoded [`farwrite_core::history::Response`].
 pub const RESPONSE_BYTES: usize = 32 << 20;
 
 /// One message. S: source to vault, V: vault to source.
@@ -52,7 +52,7 @@ pub enum Message {
         id: u32,
         /// More parts follow.
         more: bool,
-        /// Bytes of the [`Response`] in postcard's encoding, at most [`RESPONSE_PART_BYTES`].
+        /// Bytes of the [`farwrite_core::history::Response`] in postcard's encoding, at most [`RESPONSE_PART_BYTES`].
         part: ByteBuf,
     },
     /// S, before the first batch record: send the `Ops` and `Commit` records of the batches behind this one.
@@ -256,23 +256,6 @@ impl Message {
     }
 }
 
-/// An answer as the records that carry it. One that is too large becomes a [`Response::Error`].
-pub fn response_records(id: u32, response: &Response) -> Vec<Record> {
-    let mut bytes = postcard::to_stdvec(response).expect("encoding into memory");
-    if bytes.len() > RESPONSE_BYTES {
-        let text = format!("the answer has {} bytes: ask for less at once", bytes.len());
-        bytes = postcard::to_stdvec(&Response::Error(text)).expect("encoding into memory");
-    }
-    let count = bytes.len().div_ceil(RESPONSE_PART_BYTES);
-    let part = |(i, part): (usize, &[u8])| {
-        let part = ByteBuf::from(part.to_vec());
-        let more = i + 1 < count;
-        Message::Response { id, more, part }.to_record()
-    };
-    let parts = bytes.chunks(RESPONSE_PART_BYTES).enumerate();
-    parts.map(part).collect()
-}
-
 /// Text from the other side, made safe to show and cut at `max` bytes.
 pub fn printable(text: &str, max: usize) -> String {
     let mut end = text.len().min(max);
@@ -376,14 +359,6 @@ mod tests {
         }
         assert_eq!(RefusalCode::from(900), RefusalCode::Other(900));
         assert_eq!(u16::from(RefusalCode::Other(900)), 900);
-    }
-
-    #[test]
-    fn large_answers_travel_in_parts_and_too_large_ones_are_refused() {
-        let records = response_records(4, &Response::Error("x".repeat(3 << 20)));
-        assert_eq!(records.len(), 4);
-        let records = response_records(4, &Response::Error("x".repeat(RESPONSE_BYTES)));
-        assert_eq!(records.len(), 1);
     }
 
     #[test]

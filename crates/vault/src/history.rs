@@ -294,20 +294,13 @@ fn blocks(view: View<'_>, files: &mut SegmentFiles, ids: &[u64]) -> Result<Vec<B
             None => Err(format!(
                 "there is no block {block} (any more: it may have been pruned)"
             )),
-            Some((place, _)) => files.read_block(place).map_err(|e| e.to_string()),
+            Some((place, _)) => files.read_whole(place).map_err(|e| e.to_string()),
         };
-        let size = record
-            .as_ref()
-            .map_or(64, |r| r.header.total_bytes() as usize);
+        let size = record.as_ref().map_or(64, |r| r.len());
         if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
             break;
         }
         bytes += size;
-        let record = record.map(|r| {
-            let mut whole = Vec::with_capacity(size);
-            r.write_to(&mut whole);
-            serde_bytes::ByteBuf::from(whole)
-        });
         out.push(BlockBytes { block, record });
     }
     Ok(out)

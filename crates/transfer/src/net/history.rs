@@ -5,12 +5,13 @@
 use super::dialer::{Dialed, Dialer};
 use super::outgoing::Outgoing;
 use super::{READ_BYTES, STALLED_AFTER};
+use crate::answer::{self, Came};
 use crate::message::{
     Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, RESPONSE_BYTES, Refusal, TEXT_BYTES,
     printable,
 };
 use crate::session::{DEAD_AFTER, Framer, OUTPUT_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{SourceName, limits};
 use parking_lot::{Condvar, Mutex};
@@ -65,7 +66,8 @@ struct State {
 }
 
 struct Pending {
-    parts: Vec<u8>,
+    parts: Vec<Bytes>,
+    bytes: usize,
     answer: std_mpsc::SyncSender<Response>,
 }
 
@@ -125,8 +127,12 @@ impl HistoryClient {
         }
         let id = state.next_id;
         state.next_id = id.wrapping_add(1);
-        let parts = Vec::new();
-        state.pending.insert(id, Pending { parts, answer });
+        let pending = Pending {
+            parts: Vec::new(),
+            bytes: 0,
+            answer,
+        };
+        state.pending.insert(id, pending);
         let mut bytes = Vec::new();
         Message::Request { id, request }
             .to_record()
@@ -263,13 +269,20 @@ impl Task<'_> {
 
     fn records(&mut self) -> Result<(), HistoryError> {
         while let Some(record) = self.framer.next(limits::RECORD_BYTES).map_err(protocol)? {
-            match Message::from_record(&record).map_err(protocol)? {
+            let message = match answer::read(&record).map_err(protocol)? {
+                Came::Part { id, more, part } if self.up => {
+                    self.part(id, more, part)?;
+                    continue;
+                }
+                Came::Part { .. } => return Err(protocol("an answer before the welcome")),
+                Came::Other(message) => message,
+            };
+            match message {
                 Message::Welcome(w) if !self.up => {
                     self.up = true;
                     // The one that connects waits for it, or has given up.
                     let _ = self.welcome.try_send(Ok(w.name));
                 }
-                Message::Response { id, more, part } if self.up => self.part(id, more, &part)?,
                 Message::Pong { .. } | Message::Alive => {}
                 Message::Refused(r) => {
                     let text = printable(&r.text, TEXT_BYTES);
@@ -285,26 +298,23 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn part(&mut self, id: u32, more: bool, part: &[u8]) -> Result<(), HistoryError> {
+    fn part(&mut self, id: u32, more: bool, part: Bytes) -> Result<(), HistoryError> {
         let mut state = self.shared.state.lock();
         let Some(pending) = state.pending.get_mut(&id) else {
             return Err(protocol(format!("an answer to {id}, which was not asked")));
         };
-        if pending.parts.len() + part.len() > RESPONSE_BYTES {
+        pending.bytes += part.len();
+        if pending.bytes > RESPONSE_BYTES {
             return Err(protocol(format!("an answer over {RESPONSE_BYTES} bytes")));
         }
-        pending.parts.extend_from_slice(part);
+        pending.parts.push(part);
         if more {
             return Ok(());
         }
         let pending = state.pending.remove(&id).expect("found above");
         drop(state);
         self.shared.room.notify_one();
-        let response: Response = match postcard::take_from_bytes(&pending.parts) {
-            Ok((response, [])) => response,
-            Ok(_) => return Err(protocol("an answer with bytes too many")),
-            Err(e) => return Err(protocol(e)),
-        };
+        let response = answer::response(pending.parts).map_err(protocol)?;
         // One place in the channel, one answer.
         let _ = pending.answer.try_send(response);
         Ok(())

@@ -4,7 +4,8 @@
 //! the reports, which stops a replay. Never touches the socket.
 
 use super::destination::{HistoryAnswers, SinkError, SourceSink};
-use crate::message::{Behind, response_records};
+use crate::answer::response_records;
+use crate::message::Behind;
 use farwrite_core::history::Request;
 use farwrite_core::{BatchSeq, Record};
 use std::any::Any;

@@ -405,7 +405,7 @@ impl VaultSession {
         }
     }
 
-    /// A record made by [`crate::message::response_records`]; `last` with the last one of its request.
+    /// A record made by [`crate::answer::response_records`]; `last` with the last one of its request.
     pub fn response(&mut self, id: u32, record: &Record, last: bool) {
         if let State::History { asked } = &mut self.state
             && asked.contains(&id)

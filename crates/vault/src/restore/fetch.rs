@@ -2,7 +2,7 @@
 //! for a while. Every record is checked against its own checksum; the vault is not believed.
 
 use super::{Ask, RestoreError};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
@@ -289,8 +289,8 @@ fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
     }
 }
 
-fn decode(raw: &[u8]) -> Result<Bytes, String> {
-    match Record::parse(&mut BytesMut::from(raw)) {
+fn decode(raw: &Bytes) -> Result<Bytes, String> {
+    match Record::from_bytes(raw) {
         Ok(Some(record)) => record.decode().map_err(|e| e.to_string()),
         Ok(None) => Err("the record is cut off".into()),
         Err(e) => Err(e.to_string()),

@@ -32,6 +32,20 @@ impl SegmentFiles {
 
     /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
     pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
+        self.read(place).map(|(record, _)| record)
+    }
+
+    /// As [`SegmentFiles::read_block`], with header and padding, as it is stored. It is not kept in the system's cache:
+    /// who restores reads much, and each block once.
+    pub fn read_whole(&mut self, place: Place) -> Result<Bytes, LogError> {
+        let (_, whole) = self.read(place)?;
+        if let Some(file) = self.open.get(&place.segment) {
+            farwrite_fs::forget_cached(file, place.offset, place.offset + whole.len() as u64);
+        }
+        Ok(whole)
+    }
+
+    fn read(&mut self, place: Place) -> Result<(Record, Bytes), LogError> {
         let path = segment_path(&self.dir, place.segment);
         let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
             segment: place.segment,
@@ -55,18 +69,32 @@ impl SegmentFiles {
         if header.kind != RecordKind::Block {
             return Err(damaged("not a content block".into(), Some(header)));
         }
-        let mut payload = vec![0; header.stored as usize];
-        file.read_exact_at(&mut payload, place.offset + HEADER_BYTES as u64)
-            .map_err(fail)?;
-        Record::from_parts(header, payload.into()).map_err(|e| {
-            match PrunedList::load(&self.dir, place.segment) {
+        let total = header.total_bytes() as usize;
+        let mut whole = Vec::with_capacity(total);
+        whole.extend_from_slice(&head);
+        while whole.len() < total {
+            let at = place.offset + whole.len() as u64;
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut whole), at) {
+                Ok(0) => return Err(fail(std::io::ErrorKind::UnexpectedEof.into())),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(fail(e.into())),
+                Ok(_) => {}
+            }
+        }
+        // There may have been room for more.
+        whole.truncate(total);
+        let whole = Bytes::from(whole);
+        let payload = whole.slice(HEADER_BYTES..HEADER_BYTES + header.stored as usize);
+        match Record::from_parts(header, payload) {
+            Ok(record) => Ok((record, whole)),
+            Err(e) => Err(match PrunedList::load(&self.dir, place.segment) {
                 Ok(list) if list.contains(place.offset, &header) => {
                     LogError::Pruned { seq: header.seq }
                 }
                 Ok(_) => damaged(e.to_string(), Some(header)),
                 Err(list) => list,
-            }
-        })
+            }),
+        }
     }
 }
 
