@@ -196,6 +196,10 @@ class Cp(Contestant):
     def copy(self):
         return self.place / "copy"
 
+    def restore(self, to, source):
+        run("cp", "-a", self.copy(), to)
+        return to / "copy"
+
 
 class Restic(Contestant):
     name = "restic"

@@ -53,6 +53,12 @@ def warm(source):
     run("tar", "--create", "--file=-", "--directory", source, ".", stdout=subprocess.DEVNULL)
 
 
+def cold():
+    """None of it is in memory: who restores has not just read the backup."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def equal(source, copy):
     found = differences(source, copy)
     if found:
@@ -577,9 +583,9 @@ def many(bench, sources=200, files=250):
 
 def restore(bench, source, title, peers):
     row = Row(title)
-    with Farwrite(bench.place, bench.program) as ours:
+    with Farwrite(bench.place, bench.program, mirror=False) as ours:
         ours.start(source)
-        others = [other(bench.place) for other in peers]
+        others = [other(bench.place) for other in [Cp, *peers]]
         for o in others:
             o.backup(source)
         to = bench.fields / "restored"
@@ -589,6 +595,7 @@ def restore(bench, source, title, peers):
             bench.disks[1].fresh()
             to.mkdir()
             quiet(to)
+            cold()
             where = [None]
 
             def do():
@@ -597,7 +604,6 @@ def restore(bench, source, title, peers):
             equal(source, where[0])
         for _ in range(bench.runs):
             timed("farwrite", lambda: ours.restore(to) or to / source.name)
-            timed("cp", lambda: run("cp", "-a", source, to) and None or to / source.name)
             for o in others:
                 timed(o.name, lambda: o.restore(to, source))
         for o in others:

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// Extents of a range asked of the catalog at first, and then at once.
-const FIRST_EXTENTS: usize = 16;
+pub(super) const FIRST_EXTENTS: usize = 16;
 const EXTENTS: usize = 1024;
 /// Zeros written at once where a filesystem cannot punch holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

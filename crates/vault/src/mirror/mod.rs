@@ -5,6 +5,7 @@ mod ahead;
 mod content;
 mod reconcile;
 mod step;
+mod writers;
 
 use crate::catalog::{Catalog, Delta, View};
 use crate::segment::{BlockReader, LogError};
@@ -107,6 +108,9 @@ pub struct Mirror {
     blocks: BlockReader,
     ahead: ahead::Ahead,
     dirs: HandleCache<NodeId, Arc<Dir>>,
+    writers: Option<writers::Writers>,
+    /// See [`Mirror::set_worth_writers`].
+    worth_writers: usize,
     stats: MirrorStats,
 }
 
@@ -140,6 +144,8 @@ impl Mirror {
             blocks: BlockReader::new(&source_dir.join("log")),
             ahead: ahead::Ahead::default(),
             dirs: HandleCache::new(),
+            writers: None,
+            worth_writers: writers::WORTH_IT,
             stats: MirrorStats::default(),
         };
         mirror
@@ -150,6 +156,11 @@ impl Mirror {
                 source,
             })?;
         Ok(mirror)
+    }
+
+    /// From how many new names in a step on other threads help to make new files: what a test makes small.
+    pub fn set_worth_writers(&mut self, names: usize) {
+        self.worth_writers = names;
     }
 
     /// Where it is.

@@ -39,6 +39,8 @@ pub(super) struct Step<'a> {
     /// Directories whose attributes are to be set at the end.
     touched: HashSet<NodeId>,
     inherits: HashMap<NodeId, bool>,
+    /// New files are made by the writers.
+    many: bool,
     /// Directories known to hang together with the root, before and after.
     rooted: [HashSet<NodeId>; 2],
 }
@@ -62,6 +64,7 @@ impl<'a> Step<'a> {
             changed: HashSet::new(),
             touched: HashSet::new(),
             inherits: HashMap::new(),
+            many: false,
             rooted: Default::default(),
         }
     }
@@ -94,9 +97,14 @@ impl<'a> Step<'a> {
         coming
             .make_contiguous()
             .sort_unstable_by_key(|(_, _, n)| *n);
-        while let Some((parent, name, node)) = coming.pop_front() {
-            self.bring(parent, &name, node, &mut coming)?;
+        self.many = coming.len() >= self.mirror.worth_writers;
+        if self.many {
+            self.mirror.start_writers();
         }
+        let brought = self.bring_all(coming);
+        // Whatever comes next, also a comparison with the catalog, must not meet them.
+        let written = self.mirror.wait_for_writers();
+        brought.and(written)?;
         for node in std::mem::take(&mut self.held) {
             self.remove_held(&hold_name(node, false))?;
         }
@@ -156,10 +164,6 @@ impl<'a> Step<'a> {
         })
     }
 
-    fn is_alive(&self, node: NodeId) -> Result<bool> {
-        Ok(!self.new.names_of(node, 1)?.is_empty())
-    }
-
     fn take_away(
         &mut self,
         parent: NodeId,
@@ -174,8 +178,13 @@ impl<'a> Step<'a> {
             .old
             .node(node)?
             .is_some_and(|r| r.meta.kind == Kind::Dir);
-        let alive = self.is_alive(node)?;
-        if !is_dir && (!alive || self.held.contains(&node)) {
+        let names = self.new.names_of(node, 2)?;
+        let alive = !names.is_empty();
+        let kept = self.held.contains(&node) || self.placed.contains_key(&node);
+        if !is_dir && !kept && alive && self.move_straight((&dir, name), node, &names)? {
+            return Ok(());
+        }
+        if !is_dir && (!alive || kept) {
             dir.unlink(name)
                 .map_err(|e| MirrorError::io("remove", name, e))?;
             self.mirror.stats.removed += u64::from(!alive);
@@ -192,6 +201,39 @@ impl<'a> Step<'a> {
             self.dirs.insert(node, Moved::Dead);
             self.mirror.dirs.pop(&node);
             dead.push(aside);
+        }
+        Ok(())
+    }
+
+    /// Renames what is no directory at once, if it has one name after the step and nothing was there before.
+    fn move_straight(
+        &mut self,
+        (dir, name): (&Dir, &Name),
+        node: NodeId,
+        names: &[(NodeId, Name)],
+    ) -> Result<bool> {
+        let [(parent, new_name)] = names else {
+            return Ok(false);
+        };
+        let free = self.changed.contains(&(*parent, new_name.clone()))
+            && self.old.lookup(*parent, new_name)?.is_none()
+            && (*parent == NodeId::ROOT || self.is_rooted(BEFORE, *parent)?)
+            && self.is_rooted(AFTER, *parent)?;
+        if !free {
+            return Ok(false);
+        }
+        let into = self.dir(*parent)?;
+        dir.rename_noreplace(name, &into, new_name)
+            .map_err(|e| MirrorError::io("move", name, e))?;
+        self.touched.insert(*parent);
+        self.placed.insert(node, (*parent, new_name.clone()));
+        self.mirror.stats.moved += 1;
+        Ok(true)
+    }
+
+    fn bring_all(&mut self, mut coming: VecDeque<(NodeId, Name, NodeId)>) -> Result {
+        while let Some((parent, name, node)) = coming.pop_front() {
+            self.bring(parent, &name, node, &mut coming)?;
         }
         Ok(())
     }
@@ -233,6 +275,8 @@ impl<'a> Step<'a> {
             self.mirror.stats.moved += 1;
         } else if let Some((p, n)) = self.other_place(node)? {
             let from = self.dir(p)?;
+            // It may be one of those that are being made.
+            self.mirror.wait_for_writers()?;
             from.link(&n, &dir, name).map_err(fail)?;
         } else {
             let is_file = row.meta.kind == Kind::File;
@@ -244,8 +288,12 @@ impl<'a> Step<'a> {
                 self.mirror.stats.files_made += 1;
             } else {
                 let inherits = self.inherits(parent)?;
-                self.mirror
-                    .make(self.new, node, &row.meta, (&dir, name), inherits)?;
+                let (view, meta) = (self.new, &row.meta);
+                let mirror = &mut *self.mirror;
+                let many = self.many;
+                if !many || !mirror.hand_over(view, node, meta, (&dir, name), inherits)? {
+                    mirror.make(view, node, meta, (&dir, name), inherits)?;
+                }
             }
             self.made.insert(node);
         }

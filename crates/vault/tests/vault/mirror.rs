@@ -1,7 +1,7 @@
 //! The mirror against the oracle: online, reconciled from any state, and in the face of planted entries.
 
 use crate::catalog::first_difference;
-use crate::common::model::{Chaos, Leaf, Tree};
+use crate::common::model::{Chaos, Leaf, Model, Tree};
 use crate::common::*;
 use farwrite_core::{BatchSeq, Kind, NodeId, Op, Record};
 use farwrite_fs::{Dir, read_meta};
@@ -126,6 +126,10 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
     for seed in 100..112 {
         let mut chaos = Chaos::new(seed);
         let mut bench = Bench::new();
+        if seed % 2 == 0 {
+            // Every new file is made by another thread.
+            bench.mirror.set_worth_writers(1);
+        }
         for step in 0..60 {
             let n = 1 + chaos.rng.next(3);
             let batches: Vec<_> = (0..n).map(|_| chaos.batch()).collect();
@@ -146,6 +150,66 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
         );
         assert!(stats.moved > 5 && stats.files_made > 20, "{stats:?}");
     }
+}
+
+#[test]
+fn many_new_files_are_made_side_by_side_and_a_foreign_one_among_them_is_noticed() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let mut rng = Rng(7);
+    let block = rng.bytes(4096);
+    let mut ops = Vec::new();
+    let mut model = Model::default();
+    let dirs: Vec<NodeId> = (0..5).map(|_| maker.node()).collect();
+    for (i, dir) in dirs.iter().enumerate() {
+        ops.extend([
+            set(*dir, dir_meta(i as i64)),
+            link(NodeId::ROOT, format!("d{i}"), *dir),
+        ]);
+    }
+    for i in 0..700u64 {
+        let node = maker.node();
+        let len = [0, 1, 700, 4096][(i % 4) as usize];
+        // Some with a hole at the end.
+        let size = len + [0, 5000][(i % 7 == 3) as usize];
+        ops.push(set(node, file_meta(size, i as i64)));
+        if len > 0 {
+            ops.push(write(node, 0, 0, 4096 - len as u32, len as u32));
+        }
+        let dir = dirs[rng.next(5) as usize];
+        ops.push(link(dir, format!("f{i}"), node));
+        if i % 10 == 0 {
+            ops.push(link(dirs[rng.next(5) as usize], format!("also{i}"), node));
+        }
+    }
+    let blocks = [block];
+    model.apply(&ops, &blocks);
+    bench.feed(&[maker.batch(&ops, &blocks)]);
+    assert_same(&bench.tree(), &model.tree(), "made");
+    let stats = bench.mirror.stats();
+    assert_eq!((stats.files_made, stats.reconciles), (700, 0), "{stats:?}");
+
+    // All move to other names, while new ones take their old ones; somebody was there before.
+    let names: Vec<_> = model.names.clone().into_iter().collect();
+    let mut ops = Vec::new();
+    for ((parent, old), node) in names.iter().filter(|((p, _), _)| *p != NodeId::ROOT) {
+        let new = maker.node();
+        ops.extend([
+            link(*parent, [old.as_bytes(), b".1"].concat(), *node),
+            set(new, file_meta(8, 5)),
+            write(new, 0, 0, 0, 8),
+            link(*parent, old.as_bytes(), new),
+        ]);
+    }
+    std::fs::write(bench.tree().join("d3/planted.1"), b"foreign").unwrap();
+    let planted = maker.node();
+    ops.extend([
+        set(planted, file_meta(0, 1)),
+        link(dirs[3], "planted.1", planted),
+    ]);
+    model.apply(&ops, &blocks);
+    bench.feed(&[maker.batch(&ops, &blocks)]);
+    assert_same(&bench.tree(), &model.tree(), "moved");
+    assert_eq!(bench.mirror.stats().reconciles, 1);
 }
 
 /// Breaks what can be broken in a mirror without changing a file's size and mtime unseen.

@@ -1,0 +1,157 @@
+//! Threads that make new small files, while the one that goes through the catalog is at the next: making a file is mostly the
+//! kernel's work. They only ever make what is not there, and a step waits for all of them before it goes on to anything else.
+
+use super::content::FIRST_EXTENTS;
+use super::{Mirror, MirrorError};
+use crate::catalog::View;
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use farwrite_core::{Extent, Kind, Meta, Name, NodeId};
+use farwrite_fs::{Dir, OpenMode, Skipped};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// Files up to this size are made by them.
+const FILE_BYTES: u64 = 256 << 10;
+/// Files that wait at most.
+const WAITING: usize = 32;
+/// Threads at most.
+const THREADS: usize = 3;
+/// Fewer new names than this are not worth waking anybody for.
+pub(super) const WORTH_IT: usize = 64;
+
+/// A file that is to be made.
+struct NewFile {
+    dir: Arc<Dir>,
+    name: Name,
+    meta: Meta,
+    pieces: Vec<(u64, Bytes)>,
+    inherits: bool,
+}
+
+impl NewFile {
+    fn make(&self) -> Result<Skipped, MirrorError> {
+        let name = &self.name;
+        let fail = |e| MirrorError::io("write", name, e);
+        let file = self
+            .dir
+            .open_file(name, OpenMode::CreateNew(0o600))
+            .map_err(|e| MirrorError::io("create", name, e))?;
+        let mut end = 0;
+        for (offset, bytes) in &self.pieces {
+            file.write_all_at(bytes, *offset).map_err(fail)?;
+            end = offset + bytes.len() as u64;
+        }
+        if end < self.meta.size {
+            file.set_len(self.meta.size).map_err(fail)?;
+        }
+        farwrite_fs::apply_meta_fd(&file, &self.meta, !self.inherits).map_err(fail)
+    }
+}
+
+/// The threads; they end when this is dropped.
+pub(super) struct Writers {
+    files: Sender<NewFile>,
+    made: Receiver<Result<Skipped, MirrorError>>,
+    under_way: usize,
+}
+
+impl Writers {
+    /// None if there is no thread to be had.
+    fn start() -> Option<Writers> {
+        let (files, files_in) = crossbeam_channel::bounded::<NewFile>(WAITING);
+        let (made_out, made) = crossbeam_channel::unbounded();
+        // One processor is left to whoever hands out.
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        for _ in 0..(processors - 1).clamp(1, THREADS) {
+            let (files, made) = (files_in.clone(), made_out.clone());
+            let work = move || {
+                for file in files {
+                    // Nobody listens any more: the mirror is gone.
+                    let _ = made.send(file.make());
+                }
+            };
+            let thread = std::thread::Builder::new().name("vault-write".into());
+            thread.spawn(work).ok()?;
+        }
+        Some(Writers {
+            files,
+            made,
+            under_way: 0,
+        })
+    }
+}
+
+impl Mirror {
+    /// Starts the writers, unless they are there.
+    pub(super) fn start_writers(&mut self) {
+        if self.writers.is_none() {
+            self.writers = Writers::start();
+        }
+    }
+
+    /// Gives a node that is not there yet to the writers; false if it is not one for them.
+    pub(super) fn hand_over(
+        &mut self,
+        view: View<'_>,
+        node: NodeId,
+        meta: &Meta,
+        (dir, name): (&Arc<Dir>, &Name),
+        inherits: bool,
+    ) -> Result<bool, MirrorError> {
+        if meta.kind != Kind::File || meta.size > FILE_BYTES || self.writers.is_none() {
+            return Ok(false);
+        }
+        let whole = Extent::new(0, meta.size);
+        let extents = match meta.size {
+            0 => Vec::new(),
+            _ => view.extents(node, 0, FIRST_EXTENTS)?,
+        };
+        if extents.len() == FIRST_EXTENTS {
+            return Ok(false);
+        }
+        let mut pieces = Vec::with_capacity(extents.len());
+        for x in extents {
+            if let Some(part) = whole.intersect(Extent::new(x.offset, x.len))
+                && let Some(bytes) = self.piece(view, &x, part, name)?
+            {
+                self.stats.bytes_written += part.len;
+                pieces.push((part.offset, bytes));
+            }
+        }
+        let file = NewFile {
+            dir: dir.clone(),
+            name: name.clone(),
+            meta: meta.clone(),
+            pieces,
+            inherits,
+        };
+        let writers = self.writers.as_mut().expect("looked at above");
+        match writers.files.send(file) {
+            Ok(()) => writers.under_way += 1,
+            Err(refused) => {
+                let skipped = refused.into_inner().make()?;
+                self.stats.skipped.add(skipped);
+            }
+        }
+        self.stats.files_made += 1;
+        Ok(true)
+    }
+
+    /// Returns once all that was handed over is made; the first error if not all could be.
+    pub(super) fn wait_for_writers(&mut self) -> Result<(), MirrorError> {
+        let Some(writers) = &mut self.writers else {
+            return Ok(());
+        };
+        let mut all = Ok(());
+        while writers.under_way > 0 {
+            writers.under_way -= 1;
+            let made = writers.made.recv().expect("a report for each file");
+            match made {
+                Ok(skipped) => self.stats.skipped.add(skipped),
+                Err(e) => all = all.and(Err(e)),
+            }
+        }
+        all
+    }
+}
