@@ -146,6 +146,7 @@ impl ManagingUnit {
             } else {
                 IDLE_WAIT
             };
+            let asked = Instant::now();
             let drain = source.read(&mut buf, timeout)?;
             let started = Instant::now();
             let items = buf.len();
@@ -160,6 +161,7 @@ impl ManagingUnit {
             self.checkpoint(items == 0).map_err(|e| e.to_string())?;
             let backlog = drain == Drain::More;
             self.pacer.observe(Round {
+                waited: started - asked,
                 work: started.elapsed(),
                 items,
                 backlog,

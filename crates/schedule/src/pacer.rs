@@ -5,7 +5,9 @@
 //! fixed costs (a commit, an fsync, a round trip) are shared by many changes. The interval between two
 //! rounds is the smoothed cost of a round, plus the time that the vault takes to ack when much is under way
 //! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. When a full round's
-//! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once.
+//! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once. Small rounds that follow
+//! one another without a pause are a steady load too: each takes a processor away from the application in the middle of its
+//! work, so that a few milliseconds' worth of its changes are taken together.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +22,12 @@ pub const CEILING: Duration = Duration::from_millis(500);
 /// Rounds below this cost and size are "a lone change".
 const LIGHT: Duration = Duration::from_millis(2);
 const LIGHT_ITEMS: usize = 32;
+/// A unit that had to wait less than this for its round was waited for.
+const NO_PAUSE: Duration = Duration::from_millis(1);
+/// After so many rounds without a pause the load is steady: more than one change of a file, with all its messages, makes.
+const STEADY_ROUNDS: u32 = 8;
+/// Least interval under a steady load.
+const STEADY: Duration = Duration::from_millis(2);
 /// Longest fixed interval that may be set.
 pub const FIXED_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -119,6 +127,8 @@ impl PacerSetting {
 /// What a unit tells its pacer after a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Round {
+    /// Time that the unit had nothing to do before it, its own interval left out.
+    pub waited: Duration,
     /// Time that the round's work took.
     pub work: Duration,
     /// Messages or commands in it.
@@ -136,6 +146,8 @@ pub struct Round {
 pub struct Pacer {
     setting: PacerSetting,
     smoothed_us: f64,
+    /// Rounds without a pause before them.
+    streak: u32,
     interval: Duration,
 }
 
@@ -145,6 +157,7 @@ impl Pacer {
         Pacer {
             setting,
             smoothed_us: 0.0,
+            streak: 0,
             interval: FLOOR,
         }
     }
@@ -153,6 +166,10 @@ impl Pacer {
     pub fn observe(&mut self, round: Round) {
         let work_us = round.work.as_secs_f64() * 1e6;
         self.smoothed_us = 0.7 * self.smoothed_us + 0.3 * work_us;
+        self.streak = match round.waited < NO_PAUSE {
+            true => self.streak.saturating_add(1),
+            false => 0,
+        };
         let light = round.items <= LIGHT_ITEMS && round.work <= LIGHT && round.window_used < 0.25;
         let auto_us = if light || round.backlog {
             0.0
@@ -164,7 +181,11 @@ impl Pacer {
             };
             self.smoothed_us + network
         };
-        self.interval = Duration::from_micros(auto_us as u64).clamp(FLOOR, CEILING);
+        let least = match self.streak >= STEADY_ROUNDS && !round.backlog {
+            true => STEADY,
+            false => FLOOR,
+        };
+        self.interval = Duration::from_micros(auto_us as u64).clamp(least, CEILING);
     }
 
     /// Time to let pass between the end of a round and the start of the next.
@@ -199,6 +220,36 @@ mod tests {
     }
 
     #[test]
+    fn auto_takes_a_steady_load_of_small_rounds_together() {
+        let mut p = Pacer::new(PacerSetting::default());
+        let small = |waited_us| Round {
+            waited: Duration::from_micros(waited_us),
+            work: Duration::from_micros(80),
+            items: 20,
+            ..Round::default()
+        };
+        for _ in 0..STEADY_ROUNDS - 1 {
+            p.observe(small(10));
+            assert_eq!(
+                p.interval(),
+                FLOOR,
+                "a file with all its messages goes at once"
+            );
+        }
+        p.observe(small(10));
+        assert_eq!(p.interval(), STEADY);
+        p.observe(Round {
+            backlog: true,
+            ..small(10)
+        });
+        assert_eq!(p.interval(), FLOOR, "no waiting in front of a full round");
+        p.observe(small(10));
+        assert_eq!(p.interval(), STEADY);
+        p.observe(small(5000));
+        assert_eq!(p.interval(), FLOOR, "it paused");
+    }
+
+    #[test]
     fn auto_sends_a_lone_change_at_once_and_spaces_out_heavy_rounds() {
         let setting = PacerSetting::default();
         let mut p = Pacer::new(setting.clone());
@@ -211,6 +262,7 @@ mod tests {
         assert_eq!(p.interval(), Duration::ZERO);
         for _ in 0..20 {
             p.observe(Round {
+                waited: ms(3),
                 work: ms(40),
                 items: 5000,
                 ..Round::default()

@@ -61,6 +61,8 @@ pub struct ProcessingStats {
 pub struct ProcessingUnit {
     queue: Arc<Queue>,
     pacer: Pacer,
+    /// When the interval behind the last round ends.
+    rests_until: Instant,
     stats: Arc<Mutex<ProcessingStats>>,
 }
 
@@ -70,6 +72,7 @@ impl ProcessingUnit {
         ProcessingUnit {
             queue,
             pacer: Pacer::new(setting),
+            rests_until: Instant::now(),
             stats: Arc::default(),
         }
     }
@@ -114,6 +117,7 @@ impl ProcessingUnit {
         let nothing_done = put_back >= items && outcome.batch.is_none();
         self.queue.settle(outcome.put_back, outcome.batch);
         self.pacer.observe(Round {
+            waited: started.saturating_duration_since(self.rests_until),
             work: started.elapsed(),
             items,
             backlog: taken.more,
@@ -132,7 +136,9 @@ impl ProcessingUnit {
         } else {
             Duration::ZERO
         };
-        self.queue.pause(self.pacer.interval().max(least));
+        let rest = self.pacer.interval().max(least);
+        self.rests_until = Instant::now() + rest;
+        self.queue.pause(rest);
         Ok(())
     }
 }
