@@ -4,7 +4,8 @@
 //! else: a lone change goes at once, and a storm is taken in rounds that grow with what a round costs, so that
 //! fixed costs (a commit, an fsync, a round trip) are shared by many changes. The interval between two
 //! rounds is the smoothed cost of a round, plus the time that the vault takes to ack when much is under way
-//! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. When a full round's
+//! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. It is longer when most of what a round
+//! reads has not changed. When a full round's
 //! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once. Small rounds that follow
 //! one another without a pause are a steady load too: each takes a processor away from the application in the middle of its
 //! work, so that a few milliseconds' worth of its changes are taken together.
@@ -26,6 +27,9 @@ const LIGHT_ITEMS: usize = 32;
 const NO_PAUSE: Duration = Duration::from_millis(1);
 /// After so many rounds without a pause the load is steady: more than one change of a file, with all its messages, makes.
 const STEADY_ROUNDS: u32 = 8;
+/// How much longer the interval is if all that a round read was there already: without exact extents a file that is written to
+/// all the time is read whole each time, and less often is cheaper.
+const IN_VAIN: f64 = 4.0;
 /// Least interval under a steady load.
 const STEADY: Duration = Duration::from_millis(2);
 /// Longest fixed interval that may be set.
@@ -139,6 +143,8 @@ pub struct Round {
     pub ack: Duration,
     /// Part of the window in use, 0 to 1.
     pub window_used: f64,
+    /// Part of what was read that had not changed, 0 to 1.
+    pub in_vain: f64,
 }
 
 /// Chooses the interval between two rounds of one unit.
@@ -179,7 +185,7 @@ impl Pacer {
             } else {
                 0.0
             };
-            self.smoothed_us + network
+            self.smoothed_us * (1.0 + IN_VAIN * round.in_vain) + network
         };
         let least = match self.streak >= STEADY_ROUNDS && !round.backlog {
             true => STEADY,
@@ -271,6 +277,24 @@ mod tests {
         assert!(
             p.interval() > ms(30) && p.interval() <= ms(41),
             "{:?}",
+            p.interval()
+        );
+        p.observe(Round {
+            work: ms(40),
+            items: 5000,
+            ack: ms(100),
+            window_used: 0.9,
+            ..Round::default()
+        });
+        p.observe(Round {
+            work: ms(40),
+            items: 50,
+            in_vain: 0.9,
+            ..Round::default()
+        });
+        assert!(
+            p.interval() > ms(150) && p.interval() < ms(200),
+            "large files are read again less often: {:?}",
             p.interval()
         );
         p.observe(Round {

@@ -28,6 +28,8 @@ pub struct Outcome {
     pub ack: Duration,
     /// Part of the window in use, 0 to 1.
     pub window_used: f64,
+    /// Part of what was read that had not changed, 0 to 1.
+    pub in_vain: f64,
 }
 
 /// The unit is to end.
@@ -123,6 +125,7 @@ impl ProcessingUnit {
             backlog: taken.more,
             ack: outcome.ack,
             window_used: outcome.window_used,
+            in_vain: outcome.in_vain,
         });
         {
             let mut s = self.stats.lock();

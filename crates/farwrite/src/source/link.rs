@@ -654,7 +654,7 @@ fn stopped(e: impl std::fmt::Display) -> Stopped {
 impl CommandSink for Commands<'_> {
     fn execute(&mut self, commands: Vec<BackupCommand>) -> Result<Outcome, Stopped> {
         self.note_acks()?;
-        let before = self.unit.stats().bytes_sent;
+        let before = self.unit.stats();
         let setup = &self.worker.setup;
         self.unit.tell_files(setup.feed.is_watched());
         let report = self
@@ -670,14 +670,20 @@ impl CommandSink for Commands<'_> {
             });
         }
         if let Some(batch) = report.batch {
-            self.sent(batch, self.unit.stats().bytes_sent - before);
+            self.sent(batch, self.unit.stats().bytes_sent - before.bytes_sent);
         }
         let stats = self.link.stats();
+        let now = self.unit.stats();
+        let (read, new) = (
+            now.bytes_read - before.bytes_read,
+            now.bytes_new - before.bytes_new,
+        );
         Ok(Outcome {
             put_back: report.put_back,
             batch: report.batch,
             ack: self.worker.shared.report.lock().ack_time,
             window_used: stats.unacked_bytes as f64 / stats.window_bytes.max(1) as f64,
+            in_vain: read.saturating_sub(new) as f64 / read.max(1) as f64,
         })
     }
 
