@@ -2,12 +2,13 @@
 //! large, so that each copy of their bytes that is not made shows.
 
 use crate::message::{Message, RESPONSE_BYTES, RESPONSE_PART_BYTES};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use farwrite_core::history::{BlockBytes, Response};
 use farwrite_core::record::{BadRecord, Record, RecordKind};
 use farwrite_core::{BatchSeq, codec};
 use postcard::ser_flavors::Flavor;
 use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
 
 /// Number of [`Message::Response`] in its encoding.
 const RESPONSE: u32 = 4;
@@ -131,44 +132,84 @@ pub(crate) fn read(record: &Record) -> Result<Came, BadRecord> {
     }
 }
 
-/// Puts an answer together.
+/// Puts an answer together. Nothing of it holds on to the parts, nor one block to another.
 pub(crate) fn response(parts: Vec<Bytes>) -> Result<Response, BadRecord> {
-    let whole = match <[Bytes; 1]>::try_from(parts) {
-        Ok([one]) => one,
-        Err(parts) => {
-            let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-            parts.iter().for_each(|p| whole.extend_from_slice(p));
-            whole.freeze()
-        }
-    };
+    let mut chain = Joined(VecDeque::from(parts));
+    if chain.0.front().and_then(|p| p.first()) == Some(&(BLOCKS as u8)) {
+        chain.number()?;
+        return blocks(&mut chain).map(Response::Blocks);
+    }
+    let whole = chain.bytes(chain.left())?;
     let mut rest = &whole[..];
-    let response = match take::<u32>(&mut rest)? {
-        BLOCKS => Response::Blocks(blocks(&whole, &mut rest)?),
-        _ => {
-            rest = &whole;
-            take(&mut rest)?
-        }
-    };
+    let response = take(&mut rest)?;
     match rest.len() {
         0 => Ok(response),
         n => Err(BadRecord::Decode(format!("{n} bytes too many"))),
     }
 }
 
-/// As serde would, but for the content, which stays where it is.
-fn blocks(whole: &Bytes, rest: &mut &[u8]) -> Result<Vec<BlockBytes>, BadRecord> {
-    let count: u64 = take(rest)?;
+/// As serde would, but that content goes from the parts to where it stays.
+fn blocks(chain: &mut Joined) -> Result<Vec<BlockBytes>, BadRecord> {
+    let count = chain.number()?;
     let mut list = Vec::new();
     for _ in 0..count {
-        let block = take(rest)?;
-        let record = match take::<u32>(rest)? {
-            0 => Ok(take_bytes(whole, rest)?),
-            1 => Err(take(rest)?),
+        let block = chain.number()?;
+        let record = match chain.number()? {
+            0 => Ok(Bytes::from(chain.bytes_with_len()?)),
+            1 => Err(String::from_utf8(chain.bytes_with_len()?)
+                .map_err(|e| BadRecord::Decode(e.to_string()))?),
             n => return Err(BadRecord::Decode(format!("a result of kind {n}"))),
         };
         list.push(BlockBytes { block, record });
     }
-    Ok(list)
+    match chain.left() {
+        0 => Ok(list),
+        n => Err(BadRecord::Decode(format!("{n} bytes too many"))),
+    }
+}
+
+/// Parts one behind the other.
+struct Joined(VecDeque<Bytes>);
+
+impl Joined {
+    fn left(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    fn bytes(&mut self, len: usize) -> Result<Vec<u8>, BadRecord> {
+        if len > self.left() {
+            return Err(BadRecord::Decode("bytes are cut off".into()));
+        }
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let Some(first) = self.0.front_mut() else {
+                break;
+            };
+            let now = first.split_to(first.len().min(len - bytes.len()));
+            bytes.extend_from_slice(&now);
+            if first.is_empty() {
+                self.0.pop_front();
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn bytes_with_len(&mut self) -> Result<Vec<u8>, BadRecord> {
+        let len = self.number()?;
+        self.bytes(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    /// A number as postcard writes it (a varint of at most 10 bytes).
+    fn number(&mut self) -> Result<u64, BadRecord> {
+        let mut digits = Vec::with_capacity(10);
+        while digits.len() < 10 {
+            digits.extend(self.bytes(1)?);
+            if digits.last().is_some_and(|d| d & 0x80 == 0) {
+                break;
+            }
+        }
+        take(&mut &digits[..])
+    }
 }
 
 fn take<T: DeserializeOwned>(rest: &mut &[u8]) -> Result<T, BadRecord> {

@@ -7,8 +7,8 @@ use super::outgoing::Outgoing;
 use super::{READ_BYTES, STALLED_AFTER};
 use crate::answer::{self, Came};
 use crate::message::{
-    Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, RESPONSE_BYTES, Refusal, TEXT_BYTES,
-    printable,
+    Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, RESPONSE_BYTES, RESPONSE_PART_BYTES,
+    Refusal, TEXT_BYTES, printable,
 };
 use crate::session::{DEAD_AFTER, Framer, OUTPUT_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
 use bytes::{Bytes, BytesMut};
@@ -303,6 +303,9 @@ impl Task<'_> {
         let Some(pending) = state.pending.get_mut(&id) else {
             return Err(protocol(format!("an answer to {id}, which was not asked")));
         };
+        if more && part.len() != RESPONSE_PART_BYTES {
+            return Err(protocol("a part of another size before the last"));
+        }
         pending.bytes += part.len();
         if pending.bytes > RESPONSE_BYTES {
             return Err(protocol(format!("an answer over {RESPONSE_BYTES} bytes")));

@@ -90,7 +90,7 @@ impl Mirror {
     ) -> Result<u64, MirrorError> {
         let fail = |e| MirrorError::io("write", name, e);
         // Most ranges are small ones.
-        let (mut at, mut most) = (range.offset, FIRST_EXTENTS);
+        let (mut at, mut most, mut end) = (range.offset, FIRST_EXTENTS, range.offset);
         loop {
             let page = view.extents(node, at, most)?;
             // Pages may lie behind the range altogether, and go on for long.
@@ -106,6 +106,7 @@ impl Mirror {
                 if let Some(bytes) = self.piece(view, &x, part, name)? {
                     file.write_all_at(&bytes, part.offset).map_err(fail)?;
                     self.stats.bytes_written += part.len;
+                    end = part.end();
                 } else if punch {
                     make_hole(file, part.offset, part.len).map_err(fail)?;
                 }
@@ -119,7 +120,7 @@ impl Mirror {
         if punch && at < range.end() {
             make_hole(file, at, range.end() - at).map_err(fail)?;
         }
-        Ok(at)
+        Ok(end)
     }
 
     /// The bytes of a part of an extent; `None`, counted, if the log is damaged there.

@@ -104,6 +104,7 @@ impl<'a> Step<'a> {
         let brought = self.bring_all(coming);
         // Whatever comes next, also a comparison with the catalog, must not meet them.
         let written = self.mirror.wait_for_writers();
+        self.mirror.end_writers();
         brought.and(written)?;
         for node in std::mem::take(&mut self.held) {
             self.remove_held(&hold_name(node, false))?;

@@ -8,11 +8,15 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{Extent, Kind, Meta, Name, NodeId};
 use farwrite_fs::{Dir, OpenMode, Skipped};
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Files up to this size are made by them.
 const FILE_BYTES: u64 = 256 << 10;
+/// Blocks that one file's content may be in.
+const FILE_BLOCKS: usize = 2;
 /// Files that wait at most.
 const WAITING: usize = 32;
 /// Threads at most.
@@ -49,7 +53,7 @@ impl NewFile {
     }
 }
 
-/// The threads; they end when this is dropped.
+/// The threads of one step; they end when this is dropped.
 pub(super) struct Writers {
     files: Sender<NewFile>,
     made: Receiver<Result<Skipped, MirrorError>>,
@@ -67,8 +71,13 @@ impl Writers {
             let (files, made) = (files_in.clone(), made_out.clone());
             let work = move || {
                 for file in files {
+                    let done = catch_unwind(AssertUnwindSafe(|| file.make()));
+                    let gone = |_| {
+                        let why = io::Error::other("its writer panicked");
+                        Err(MirrorError::io("make", &file.name, why))
+                    };
                     // Nobody listens any more: the mirror is gone.
-                    let _ = made.send(file.make());
+                    let _ = made.send(done.unwrap_or_else(gone));
                 }
             };
             let thread = std::thread::Builder::new().name("vault-write".into());
@@ -83,11 +92,14 @@ impl Writers {
 }
 
 impl Mirror {
-    /// Starts the writers, unless they are there.
+    /// Starts the writers of a step.
     pub(super) fn start_writers(&mut self) {
-        if self.writers.is_none() {
-            self.writers = Writers::start();
-        }
+        self.writers = Writers::start();
+    }
+
+    /// Ends them, once they have been waited for.
+    pub(super) fn end_writers(&mut self) {
+        self.writers = None;
     }
 
     /// Gives a node that is not there yet to the writers; false if it is not one for them.
@@ -107,9 +119,13 @@ impl Mirror {
             0 => Vec::new(),
             _ => view.extents(node, 0, FIRST_EXTENTS)?,
         };
-        if extents.len() == FIRST_EXTENTS {
+        // A piece keeps the whole of its block in memory while it waits.
+        let mut blocks = extents.iter().map(|x| x.block).collect::<Vec<_>>();
+        blocks.dedup();
+        if extents.len() == FIRST_EXTENTS || blocks.len() > FILE_BLOCKS {
             return Ok(false);
         }
+        self.take_reports()?;
         let mut pieces = Vec::with_capacity(extents.len());
         for x in extents {
             if let Some(part) = whole.intersect(Extent::new(x.offset, x.len))
@@ -136,6 +152,18 @@ impl Mirror {
         }
         self.stats.files_made += 1;
         Ok(true)
+    }
+
+    /// What has failed so far; then no more need be begun.
+    fn take_reports(&mut self) -> Result<(), MirrorError> {
+        let Some(writers) = &mut self.writers else {
+            return Ok(());
+        };
+        while let Ok(made) = writers.made.try_recv() {
+            writers.under_way -= 1;
+            self.stats.skipped.add(made?);
+        }
+        Ok(())
     }
 
     /// Returns once all that was handed over is made; the first error if not all could be.

@@ -8,6 +8,7 @@ use farwrite_core::history::{BlockExtent, Entry, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 64 << 20;
@@ -19,7 +20,7 @@ const BLOCKS_AHEAD: usize = 3;
 /// a tree of small directories takes. All that asks stays within what a session answers at a time, which is 16.
 const LISTS_AHEAD: usize = 12;
 /// Lists that are there, or under way, and have not been wanted yet.
-const LISTS_KEPT: usize = 128;
+const LISTS_KEPT: usize = 32;
 /// Threads that ask ([`ask_for_others`]): enough for all that is under way at the same time.
 pub(super) const ASKERS: usize = BLOCKS_AHEAD + LISTS_AHEAD;
 /// Bytes of blocks that are asked for in one of those; one answer holds a little more.
@@ -219,23 +220,32 @@ impl<'a> Fetch<'a> {
 
     fn keep(&mut self, blocks: Blocks) {
         for (id, bytes) in blocks {
-            self.cached_bytes += bytes.as_ref().map_or(0, Bytes::len);
-            if let Some((_, Ok(old))) = self.cache.push(id, bytes) {
-                self.cached_bytes -= old.len();
+            self.cached_bytes += cost(&bytes);
+            if let Some((_, old)) = self.cache.push(id, bytes) {
+                self.cached_bytes -= cost(&old);
             }
         }
         while self.cached_bytes > CACHE_BYTES && self.cache.len() > 1 {
             match self.cache.pop_lru() {
-                Some((_, b)) => self.cached_bytes -= b.map_or(0, |b| b.len()),
+                Some((_, b)) => self.cached_bytes -= cost(&b),
                 None => break,
             }
         }
     }
 }
 
+/// What a block in the cache counts for.
+fn cost(block: &Result<Bytes, String>) -> usize {
+    block.as_ref().map_or_else(String::len, Bytes::len)
+}
+
 /// Asks until nobody wants any more: for threads beside the one that writes.
-pub(super) fn ask_for_others(ask: Ask<'_>, questions: &Receiver<Question>) {
+/// `over`: what is still in the queue then is for nobody.
+pub(super) fn ask_for_others(ask: Ask<'_>, questions: &Receiver<Question>, over: &AtomicBool) {
     for question in questions {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
         // Who asked may have given up.
         match question {
             Question::Blocks(ids, to) => drop(to.send(ask_blocks(ask, ids))),
@@ -269,7 +279,7 @@ fn ask_list(
         return Err(nonsense("to List"));
     };
     // A list that does not go forward would never end.
-    let ok = entries.first().is_none_or(|e| e.name > last);
+    let ok = entries.len() <= limits::HISTORY_PAGE && entries.first().is_none_or(|e| e.name > last);
     let sorted = entries.windows(2).all(|w| w[0].name < w[1].name);
     match ok && sorted {
         true => Ok((entries, more)),
@@ -280,9 +290,11 @@ fn ask_list(
 /// The answer may hold fewer blocks than asked for, but always the first.
 fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
     let first = ids[0];
+    let asked: HashSet<u64> = ids.iter().copied().collect();
     match ask_one(ask, Request::Blocks(ids))? {
         Response::Blocks(list) if list.iter().any(|b| b.block == first) => Ok(list
             .into_iter()
+            .filter(|b| asked.contains(&b.block))
             .map(|b| (b.block, b.record.and_then(|raw| decode(&raw))))
             .collect()),
         _ => Err(nonsense("to Blocks")),

@@ -1,5 +1,5 @@
 //! Restores what is not a directory: first under a name of its own, then renamed into place. An interrupted restore
-//! leaves at most a `.farwrite-restore-` file.
+//! leaves at most a `.farwrite-restore-` file for each thread that writes.
 
 use super::write::{Job, Piece, Whole};
 use super::{Done, Here, RestoreError, Run};
@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Files up to this size are made by the writers as a whole.
 const WHOLE_BYTES: u64 = limits::BLOCK_RAW_BYTES as u64;
+/// Blocks that such a file's content may be in.
+const WHOLE_BLOCKS: usize = 2;
 /// Bytes written of a large file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
 
@@ -27,7 +29,9 @@ pub(super) fn settle_for_others(jobs: &Receiver<Settle>) {
     for (file, part, told) in jobs {
         let done = file.sync_data();
         if done.is_ok() {
-            farwrite_fs::forget_cached(&file, part.offset, part.end());
+            // With what was handed out before, and may not have been written when its turn came.
+            let from = part.offset.saturating_sub(SETTLE_BYTES);
+            farwrite_fs::forget_cached(&file, from, part.end());
         }
         // Who wrote may have given the file up.
         let _ = told.send(done);
@@ -106,6 +110,12 @@ impl Run<'_> {
         let (true, Some(list), true) = (small, &entry.extents, self.writers.is_some()) else {
             return Ok(false);
         };
+        // A piece keeps the whole of its block in memory while it waits.
+        let mut blocks: Vec<u64> = list.iter().map(|x| x.block).collect();
+        blocks.dedup();
+        if blocks.len() > WHOLE_BLOCKS {
+            return Ok(false);
+        }
         let mut pieces = Vec::with_capacity(list.len());
         for x in list {
             pieces.extend(self.piece(x, meta.size)?);

@@ -19,6 +19,8 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
 use write::{Job, Writers, Written, writers};
 
 /// Asks the history, from several threads at once; an error ends the restore.
@@ -39,7 +41,7 @@ pub struct Restore<'a> {
     pub overwrite: bool,
     /// Count, but write nothing.
     pub dry_run: bool,
-    /// Called after every entry and every written piece of a file.
+    /// Called after every entry, and for a large file after every piece that was given to be written.
     pub progress: Option<&'a dyn Fn(&RestoreStats)>,
 }
 
@@ -136,27 +138,35 @@ impl Restore<'_> {
     /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
         let (questions, others) = crossbeam_channel::unbounded();
-        let ask = self.ask;
+        let (ask, over) = (self.ask, AtomicBool::new(false));
         std::thread::scope(|scope| {
+            let over = &over;
             for _ in 0..ASKERS {
                 let others = others.clone();
-                scope.spawn(move || ask_for_others(ask, &others));
+                help(scope, "restore-ask", move || {
+                    ask_for_others(ask, &others, over);
+                });
             }
             drop(others);
-            if self.dry_run {
-                return self.run_with(Some(questions), None, None);
-            }
-            // A file that is waited for is one on a slow disk: no more of it in memory then.
-            let (settler, settles) = crossbeam_channel::bounded(2);
-            scope.spawn(move || settle_for_others(&settles));
-            let (ends, work) = Writers::new();
-            for _ in 0..writers() {
-                let work = work.clone();
-                scope.spawn(move || work.run());
-            }
-            drop(work);
-            // They end when the last job is done and nobody can hand in another.
-            self.run_with(Some(questions), Some(settler), Some(ends))
+            let restored = if self.dry_run {
+                self.run_with(Some(questions), None, None)
+            } else {
+                // A file that is waited for is one on a slow disk: no more of it in memory then.
+                let (settler, settles) = crossbeam_channel::bounded(2);
+                help(scope, "restore-settle", move || {
+                    settle_for_others(&settles);
+                });
+                let (ends, work) = Writers::new();
+                for _ in 0..writers() {
+                    let work = work.clone();
+                    help(scope, "restore-write", move || work.run());
+                }
+                drop(work);
+                // They end when the last job is done and nobody can hand in another.
+                self.run_with(Some(questions), Some(settler), Some(ends))
+            };
+            over.store(true, Ordering::Relaxed);
+            restored
         })
     }
 
@@ -205,6 +215,14 @@ impl Restore<'_> {
             path: self.to_dir.clone(),
             source,
         }
+    }
+}
+
+/// A thread beside the one that restores. Without it that one does its work, too.
+fn help<'s>(scope: &'s Scope<'s, '_>, name: &str, work: impl FnOnce() + Send + 's) {
+    let thread = std::thread::Builder::new().name(name.into());
+    if let Err(e) = thread.spawn_scoped(scope, work) {
+        tracing::debug!("no thread {name}: {e}");
     }
 }
 

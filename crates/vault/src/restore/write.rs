@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// Jobs that wait at most; each holds up to one block.
+/// Jobs that wait at most; each holds on to one or two blocks.
 const WAITING: usize = 32;
 /// Threads at most.
 const WRITERS: usize = 4;

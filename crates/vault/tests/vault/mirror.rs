@@ -153,6 +153,40 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
 }
 
 #[test]
+fn a_file_whose_end_is_damaged_in_the_log_keeps_its_size() {
+    for worth in [1, usize::MAX] {
+        let (mut maker, mut bench) = (Maker::new(), Bench::new());
+        bench.mirror.set_worth_writers(worth);
+        let mut rng = Rng(3);
+        let (node, blocks) = (maker.node(), [rng.bytes(5000), rng.bytes(3000)]);
+        let ops = [
+            set(node, file_meta(8000, 1)),
+            write(node, 0, 0, 0, 5000),
+            write(node, 5000, 1, 0, 3000),
+            link(NodeId::ROOT, "f", node),
+        ];
+        let delta = bench.feed_catalog(&[maker.batch(&ops, &blocks)]);
+        let segment = bench.dir.path().join("log/00000001.seg");
+        let mut log = std::fs::read(&segment).unwrap();
+        let at = log
+            .windows(100)
+            .position(|w| w == &blocks[1][..100])
+            .unwrap();
+        log[at] ^= 1;
+        std::fs::write(&segment, log).unwrap();
+        bench
+            .mirror
+            .apply(&bench.catalog, BatchSeq(0), &delta)
+            .unwrap();
+        let file = std::fs::read(bench.tree().join("f")).unwrap();
+        assert_eq!((file.len(), &file[..5000]), (8000, &blocks[0][..]));
+        assert_eq!(bench.mirror.stats().damaged, 1);
+        bench.mirror.reconcile(&bench.catalog, BatchSeq(1)).unwrap();
+        assert_eq!(bench.mirror.stats().repaired, 0, "nothing to repair");
+    }
+}
+
+#[test]
 fn many_new_files_are_made_side_by_side_and_a_foreign_one_among_them_is_noticed() {
     let (mut maker, mut bench) = (Maker::new(), Bench::new());
     let mut rng = Rng(7);
