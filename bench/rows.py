@@ -606,6 +606,9 @@ def restore(bench, source, title, peers):
             to.mkdir()
             quiet(to)
             cold()
+            # Programs may be in memory: our daemons, which go on running, are.
+            for program in ("restic", "borg", "cp"):
+                run(program, "version" if program == "restic" else "--version")
             backed()
             where = [None]
 
