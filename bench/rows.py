@@ -370,6 +370,7 @@ def application(bench):
                     source = bench.fields / "alone"
                     source.mkdir()
                     quiet(source)
+                    backed()
                     row.add(f"{what}: {who}", elapsed(lambda: work(source)))
                     continue
                 with make() as c:
@@ -377,6 +378,7 @@ def application(bench):
                     (source / "first").write_text("first")
                     c.start(source)
                     quiet(source)
+                    backed()
                     row.add(f"{what}: {who}", elapsed(lambda: work(source)))
                     if what == "pgbench":
                         continue
