@@ -30,6 +30,8 @@ pub use ebpf::EbpfSource;
 pub use fanotify::FanotifySource;
 pub use inotify::InotifySource;
 pub use kmod::KmodSource;
+#[doc(hidden)]
+pub use kmod::drain_records;
 pub use open::open;
 pub use probe::{SensorProbe, probe};
 pub use scan::ScanSource;

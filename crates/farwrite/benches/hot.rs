@@ -2,6 +2,7 @@
 //! `make bench` and counted by `make bench-quick`.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use farwrite_capture::WatchRoot;
 use farwrite_core::exclude::Excludes;
 use farwrite_core::record::{Record, RecordKind};
 use farwrite_core::{
@@ -247,5 +248,48 @@ fn vault(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(hot, records, dirty_set, delta, vault);
+/// Records of the kernel sensors, as uapi/farwrite.h draws them: writes of 4 KiB to 200 files by turns, and every tenth a new file.
+fn kernel_records(count: u64) -> Vec<u8> {
+    let mut all = Vec::new();
+    for i in 0..count {
+        let (op, path) = match i % 10 {
+            0 => (1u16, format!("folder-{}/new-{i}", i % 7)),
+            _ => (5u16, format!("folder-{}/file-{}", i % 7, i % 200)),
+        };
+        let size = (112 + path.len()).next_multiple_of(8);
+        let mut record = vec![0u8; size];
+        let mut put = |at: usize, bytes: &[u8]| record[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(size as u32).to_ne_bytes());
+        put(4, &1u16.to_ne_bytes());
+        put(6, &op.to_ne_bytes());
+        put(16, &(1_700_000_000_000_000_000 + i).to_ne_bytes());
+        put(24, &(1000 + i % 200).to_ne_bytes());
+        put(32, &(10 + i % 7).to_ne_bytes());
+        put(48, &(i / 200 * 8192).to_ne_bytes());
+        put(56, &4096u64.to_ne_bytes());
+        put(98, &(path.len() as u16).to_ne_bytes());
+        put(112, path.as_bytes());
+        all.extend(record);
+    }
+    all
+}
+
+fn ring(c: &mut Criterion) {
+    let place = place();
+    let root = WatchRoot::lookup(byte_path(place.path())).unwrap();
+    let records = kernel_records(10_000);
+    let mut group = c.benchmark_group("ring");
+    group.throughput(Throughput::Elements(10_000));
+    group.bench_function("drain, 10,000 records of the kernel sensors", |b| {
+        b.iter(|| {
+            let mut out = Vec::new();
+            farwrite_capture::drain_records(black_box(&records), &root, &mut out);
+            assert!(out.len() >= 9_000 && !out.iter().any(|c| c.op == ChangeOp::Overflow));
+            out
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(hot, records, ring, dirty_set, delta, vault);
 criterion_main!(hot);

@@ -367,6 +367,23 @@ impl KmodSource {
     }
 }
 
+/// What [`KmodSource`] does with records of its ring, the kernel left out: what a bench measures. `records` lie one behind the
+/// other as in uapi/farwrite.h, about `root` as root 0; their messages are appended to `out`. Ends at what is no record.
+#[doc(hidden)]
+pub fn drain_records(records: &[u8], root: &WatchRoot, out: &mut Vec<Change>) {
+    let roots = [Some(RecordRoot {
+        root: root.clone(),
+        dev: 0,
+    })];
+    let (mut position, head) = (0, records.len() as u64);
+    let mut batch = Batch::new(out, &[]);
+    let data = |at: u64, len: u64| &records[at as usize..(at + len) as usize];
+    while let Next::Record { bytes, size } = ring::next(&mut position, head, head, data) {
+        position += size;
+        batch.add(bytes, &roots);
+    }
+}
+
 /// Has the module watch these roots and no others. Pages that were dirty before would raise nothing when they are stored to:
 /// they are made clean.
 fn watch_all(
