@@ -188,12 +188,7 @@ impl Record {
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
     pub fn new(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
-        assert!(
-            raw.len() <= limits::RECORD_BYTES,
-            "record payload of {} bytes",
-            raw.len()
-        );
-        let raw_len = raw.len() as u32;
+        let raw_len = raw.len();
         let packed = if raw.len() >= 64 {
             zstd::bulk::compress(&raw, 1).ok()
         } else {
@@ -212,21 +207,17 @@ impl Record {
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
     pub fn uncompressed(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
-        assert!(
-            raw.len() <= limits::RECORD_BYTES,
-            "record payload of {} bytes",
-            raw.len()
-        );
-        let len = raw.len() as u32;
+        let len = raw.len();
         Record::stored(kind, seq, Codec::Raw, len, raw)
     }
 
-    fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: u32, payload: Vec<u8>) -> Self {
+    fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: usize, payload: Vec<u8>) -> Self {
+        assert!(raw <= limits::RECORD_BYTES, "record payload of {raw} bytes");
         let header = RecordHeader {
             kind,
             codec,
             stored: payload.len() as u32,
-            raw,
+            raw: raw as u32,
             seq,
             hash: hash16(&payload),
         };
@@ -296,10 +287,8 @@ impl Record {
         if (bytes.len() as u64) < header.total_bytes() {
             return Ok(None);
         }
-        let mut whole = bytes.split_to(header.total_bytes() as usize);
-        let mut rest = whole.split_off(HEADER_BYTES);
-        rest.truncate(header.stored as usize);
-        Record::from_parts(header, rest.freeze()).map(Some)
+        let whole = bytes.split_to(header.total_bytes() as usize);
+        Record::from_bytes(&whole.freeze())
     }
 }
 
