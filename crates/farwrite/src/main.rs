@@ -8,6 +8,7 @@ mod control;
 mod doctor;
 mod history;
 mod openmetrics;
+mod priority;
 mod source;
 mod state;
 mod toml_merge;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     init_logs(&cli);
     // The usual 1024 are soon used up by a vault of many sources.
     farwrite_fs::raise_open_files();
+    priority::count_against_other_sessions();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough. Not a success: what was asked for may not be done.

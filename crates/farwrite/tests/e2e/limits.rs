@@ -1,10 +1,14 @@
 //! What a change costs, and sizes at which other programs stumble.
 
-use crate::harness::{LONG, Listing, Pair, assert_same};
+use crate::harness::{
+    Daemon, LONG, Listing, Pair, Place, SHORT, assert_same, farwrite, run, wait_for,
+};
 use farwrite_testkit::Chance;
 use farwrite_testkit::snapshot::data_map;
+use rustix::process::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 const MIB: u64 = 1 << 20;
 const LARGE_BYTES: u64 = 256 * MIB;
@@ -85,4 +89,45 @@ fn a_sparse_file_beyond_four_gib_stays_sparse() {
         File::open(&copy).unwrap().sync_all().unwrap();
         assert_eq!(data_map(&copy).unwrap(), data_map(&path).unwrap());
     }
+}
+
+/// A nice value ranks a process inside its session only, where the kernel shares the processors out between sessions (sched(7)).
+#[test]
+fn a_nice_value_counts_against_other_sessions() {
+    let place = Place::new();
+    let vault = place.path("vault");
+    run(farwrite().args(["vault", "init"]).arg(&vault), SHORT).good();
+    let ours = autogroup("self");
+    if ours.is_empty() {
+        return; // A kernel that does not share out between sessions.
+    }
+    let farwrite = farwrite();
+    let serve = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(farwrite.get_program());
+        command.args(["-v", "vault", "serve", "--listen", "127.0.0.1:0"]);
+        let daemon = Daemon::start(command.arg(&vault), place.path("log"));
+        wait_for("the vault to be served", SHORT, || {
+            daemon.log().contains("serving ").then_some(())
+        });
+        daemon
+    };
+    let mut leader = serve(&["setsid", "nice", "-n", "7"]);
+    let group = autogroup(&leader.pid().to_string());
+    assert!(group.ends_with(" nice 7"), "{group}");
+    leader.end(Signal::TERM);
+
+    fs::remove_file(place.path("log")).unwrap();
+    let member = serve(&["nice", "-n", "7"]);
+    assert_eq!(
+        autogroup(&member.pid().to_string()),
+        ours,
+        "a session that others share keeps its share"
+    );
+}
+
+/// `/autogroup-NUMBER nice VALUE`, or nothing.
+fn autogroup(pid: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    text.trim().to_owned()
 }
