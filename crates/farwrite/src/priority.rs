@@ -1,6 +1,6 @@
 //! How much processor time this program leaves to others.
 
-use rustix::process::{getpid, getpriority_process, getsid};
+use rustix::process::getpriority_process;
 
 /// Lets the nice value that this program was started with count against the other sessions of the machine, too.
 ///
@@ -10,12 +10,18 @@ use rustix::process::{getpid, getpriority_process, getsid};
 /// autogroup feature". It is set if the session is ours alone, which is so if we lead it. A service of systemd with a
 /// `CPUWeight=` is ranked by that instead.
 pub(crate) fn count_against_other_sessions() {
-    let leads = getsid(None).is_ok_and(|leader| leader == getpid());
     let nice = getpriority_process(None).unwrap_or(0);
-    if !leads || nice <= 0 {
+    if nice <= 0 || session() != Some(std::process::id()) {
         return;
     }
     if let Err(e) = std::fs::write("/proc/self/autogroup", nice.to_string()) {
         tracing::debug!("the session's nice value stays as it is: {e}");
     }
+}
+
+/// The session's leader, from proc(5): getsid(2) says 0 if that is outside of our namespace, which rustix takes for impossible.
+fn session() -> Option<u32> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, behind_the_name) = stat.rsplit_once(") ")?;
+    behind_the_name.split(' ').nth(3)?.parse().ok()
 }
