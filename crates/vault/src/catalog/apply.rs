@@ -20,14 +20,24 @@ const DELTA_RANGES: usize = 256;
 /// What batches changed in the present tree: what a mirror has to look at.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
-    /// Names that are now something else, or nothing. Not those below a directory that is gone.
-    pub names: HashSet<(NodeId, Name)>,
-    /// Nodes that are new or have other attributes or content.
-    pub nodes: HashSet<NodeId>,
+    /// Names that are now something else, or nothing. In a directory that is gone only those of nodes that live on
+    /// elsewhere are sure to be here, and [`NamesNode::after`] is not to be relied upon.
+    pub names: HashMap<(NodeId, Name), NamesNode>,
+    /// Nodes that are new or have other attributes or content; `true`: they did not exist before.
+    pub nodes: HashMap<NodeId, bool>,
     /// Ranges of files with other bytes.
     pub content: HashMap<NodeId, ExtentSet>,
     /// A new epoch began: nothing that was there before is there.
     pub cleared: bool,
+}
+
+/// What a name was before the first of the batches, and what it is after the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamesNode {
+    /// Before.
+    pub before: Option<NodeId>,
+    /// After.
+    pub after: Option<NodeId>,
 }
 
 /// What [`Catalog::apply`] did.
@@ -169,8 +179,12 @@ impl Catalog {
 impl Delta {
     /// Adds what later batches changed.
     pub fn merge(&mut self, later: Delta) {
-        self.names.extend(later.names);
-        self.nodes.extend(later.nodes);
+        for (key, change) in later.names {
+            self.name(key, change);
+        }
+        for (node, new) in later.nodes {
+            self.nodes.entry(node).or_insert(new);
+        }
         self.cleared |= later.cleared;
         for (node, ranges) in later.content {
             self.content
@@ -178,6 +192,10 @@ impl Delta {
                 .or_default()
                 .merge(&ranges, DELTA_RANGES);
         }
+    }
+
+    fn name(&mut self, key: (NodeId, Name), change: NamesNode) {
+        self.names.entry(key).or_insert(change).after = change.after;
     }
 
     fn range(&mut self, node: NodeId, e: Extent) {
@@ -373,7 +391,7 @@ impl<'a> Work<'a> {
             kind: meta.kind,
             size: meta.size,
         };
-        match self.known(node) {
+        let new = match self.known(node) {
             Err(Stop::Rule(_)) => {
                 self.conn
                     .prepare_cached("INSERT INTO attrs VALUES(?1,?2,?2,?3)")?
@@ -381,6 +399,7 @@ impl<'a> Work<'a> {
                 self.unnamed.insert(node);
                 self.content_end.insert(node, 0);
                 self.versions += 1;
+                true
             }
             Err(e) => return Err(e),
             Ok(before) => {
@@ -393,11 +412,12 @@ impl<'a> Work<'a> {
                     self.delta.range(node, cut);
                 }
                 self.version(node, Some(meta), meta.size != before.size)?;
+                false
             }
-        }
+        };
         self.rows += 1;
         self.known.insert(node, now);
-        self.delta.nodes.insert(node);
+        self.delta.nodes.entry(node).or_insert(new);
         Ok(())
     }
 
@@ -457,7 +477,11 @@ impl<'a> Work<'a> {
                 .prepare_cached("DELETE FROM staged WHERE node=?1")?
                 .execute([node.0 as i64])?;
         }
-        self.delta.names.insert((parent, name.clone()));
+        let change = NamesNode {
+            before: there.map(|n| NodeId(n as u64)),
+            after: Some(node),
+        };
+        self.delta.name((parent, name.clone()), change);
         Ok(())
     }
 
@@ -482,7 +506,11 @@ impl<'a> Work<'a> {
         self.rows += 1;
         let node = NodeId(node as u64);
         self.lost.insert(node);
-        self.delta.names.insert((parent, name.clone()));
+        let change = NamesNode {
+            before: Some(node),
+            after: None,
+        };
+        self.delta.name((parent, name.clone()), change);
         Ok(Some(node))
     }
 
@@ -493,7 +521,7 @@ impl<'a> Work<'a> {
         }
         self.written.insert(node);
         self.delta.range(node, e);
-        self.delta.nodes.insert(node);
+        self.delta.nodes.entry(node).or_insert(false);
         if let Some(end) = self.content_end.get_mut(&node) {
             let behind = e.offset >= *end;
             *end = (*end).max(e.end());
@@ -758,8 +786,12 @@ impl<'a> Work<'a> {
             self.lost.remove(&node);
             nodes.push(node);
             if !self.has_name(node)? {
-                // It goes with the directory; only what lives on elsewhere is of interest.
-                self.delta.names.remove(&(dir, name));
+                // It goes with the directory; only what lives on elsewhere is of interest, as may what had this name before.
+                let key = (dir, name);
+                let other = self.delta.names.get(&key).and_then(|c| c.before);
+                if other.is_none_or(|n| n == node) {
+                    self.delta.names.remove(&key);
+                }
             }
         }
         Ok(nodes)

@@ -7,6 +7,7 @@ use crate::catalog::{Catalog, Delta, NodeRow, View};
 use farwrite_core::{BatchSeq, ExtentSet, Kind, Name, NodeId};
 use farwrite_fs::Dir;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 type Result<T = ()> = std::result::Result<T, MirrorError>;
@@ -72,17 +73,16 @@ impl<'a> Step<'a> {
     pub(super) fn run(mut self) -> Result {
         let mut leaving = Vec::new();
         let mut coming = VecDeque::new();
-        for (parent, name) in &self.delta.names {
-            let old = self.old_lookup(*parent, name)?;
-            let new = self.new.lookup(*parent, name)?;
-            if old == new {
+        for ((parent, name), change) in &self.delta.names {
+            let old = self.shown(*parent, change.before)?;
+            if old == change.after {
                 continue;
             }
             self.changed.insert((*parent, name.clone()));
             if let Some(node) = old {
                 leaving.push((*parent, name.clone(), node));
             }
-            if let Some(node) = new {
+            if let Some(node) = change.after {
                 coming.push_back((*parent, name.clone(), node));
             }
         }
@@ -109,7 +109,7 @@ impl<'a> Step<'a> {
         for node in std::mem::take(&mut self.held) {
             self.remove_held(&hold_name(node, false))?;
         }
-        let mut nodes: Vec<NodeId> = self.delta.nodes.iter().copied().collect();
+        let mut nodes: Vec<NodeId> = self.delta.nodes.keys().copied().collect();
         nodes.sort_unstable();
         for node in nodes {
             self.refresh(node)?;
@@ -124,13 +124,11 @@ impl<'a> Step<'a> {
         Ok(removed.dirs + removed.others)
     }
 
-    /// What the mirror shows under a name; nothing below a directory that it does not show.
-    fn old_lookup(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
-        let Some(node) = self.old.lookup(parent, name)? else {
-            return Ok(None);
-        };
-        let shown = parent == NodeId::ROOT || self.is_rooted(BEFORE, parent)?;
-        Ok(Some(node).filter(|_| shown))
+    /// What the mirror shows of what was in a directory before: nothing, if it does not show that.
+    fn shown(&mut self, parent: NodeId, before: Option<NodeId>) -> Result<Option<NodeId>> {
+        let shown =
+            before.is_some() && (parent == NodeId::ROOT || self.is_rooted(BEFORE, parent)?);
+        Ok(before.filter(|_| shown))
     }
 
     /// Does a directory hang together with the root, before (0) or after (1)? A staged one does not.
@@ -159,7 +157,7 @@ impl<'a> Step<'a> {
                 None => Err(MirrorError::io(
                     "find",
                     &hold_name(n, false),
-                    std::io::ErrorKind::NotFound.into(),
+                    ErrorKind::NotFound.into(),
                 )),
             },
         })
@@ -175,20 +173,28 @@ impl<'a> Step<'a> {
         let fail = |e| MirrorError::io("move", name, e);
         let dir = self.dir(parent)?;
         self.touched.insert(parent);
-        let is_dir = self
-            .old
-            .node(node)?
-            .is_some_and(|r| r.meta.kind == Kind::Dir);
         let names = self.new.names_of(node, 2)?;
         let alive = !names.is_empty();
+        let is_dir = if alive {
+            let row = self.new.node(node)?;
+            row.is_some_and(|r| r.meta.kind == Kind::Dir)
+        } else {
+            match dir.unlink(name) {
+                Ok(()) => {
+                    self.mirror.stats.removed += 1;
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::IsADirectory => true,
+                Err(e) => return Err(MirrorError::io("remove", name, e)),
+            }
+        };
         let kept = self.held.contains(&node) || self.placed.contains_key(&node);
-        if !is_dir && !kept && alive && self.move_straight((&dir, name), node, &names)? {
-            return Ok(());
+        if !is_dir && kept {
+            return dir
+                .unlink(name)
+                .map_err(|e| MirrorError::io("remove", name, e));
         }
-        if !is_dir && (!alive || kept) {
-            dir.unlink(name)
-                .map_err(|e| MirrorError::io("remove", name, e))?;
-            self.mirror.stats.removed += u64::from(!alive);
+        if !is_dir && self.move_straight((&dir, name), node, &names)? {
             return Ok(());
         }
         let aside = hold_name(node, !alive);
@@ -216,8 +222,8 @@ impl<'a> Step<'a> {
         let [(parent, new_name)] = names else {
             return Ok(false);
         };
-        let free = self.changed.contains(&(*parent, new_name.clone()))
-            && self.old.lookup(*parent, new_name)?.is_none()
+        let change = self.delta.names.get(&(*parent, new_name.clone()));
+        let free = change.is_some_and(|c| c.before.is_none())
             && (*parent == NodeId::ROOT || self.is_rooted(BEFORE, *parent)?)
             && self.is_rooted(AFTER, *parent)?;
         if !free {
@@ -251,18 +257,18 @@ impl<'a> Step<'a> {
             return Ok(());
         }
         self.bring_dir(parent, coming)?;
-        let Some(row) = self.new.node(node)? else {
-            return Ok(());
-        };
-        if row.meta.kind == Kind::Dir {
-            return self.bring_dir(node, coming);
-        }
         if self
             .placed
             .get(&node)
             .is_some_and(|p| p.0 == parent && p.1 == *name)
         {
             return Ok(());
+        }
+        let Some(row) = self.new.node(node)? else {
+            return Ok(());
+        };
+        if row.meta.kind == Kind::Dir {
+            return self.bring_dir(node, coming);
         }
         let dir = self.dir(parent)?;
         self.touched.insert(parent);
@@ -307,10 +313,16 @@ impl<'a> Step<'a> {
         if let Some(place) = self.placed.get(&node) {
             return Ok(Some(place.clone()));
         }
+        if self.delta.nodes.get(&node) == Some(&true) {
+            return Ok(None); // All its names are new.
+        }
         for (parent, name) in self.new.names_of(node, super::PAGE)? {
             let key = (parent, name);
-            if !self.changed.contains(&key) && self.old_lookup(key.0, &key.1)? == Some(node) {
-                return Ok(Some(key));
+            if !self.changed.contains(&key) {
+                let before = self.old.lookup(key.0, &key.1)?;
+                if self.shown(key.0, before)? == Some(node) {
+                    return Ok(Some(key));
+                }
             }
         }
         Ok(None)

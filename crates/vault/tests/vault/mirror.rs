@@ -123,7 +123,8 @@ impl Bench {
 
 #[test]
 fn the_mirror_is_the_oracles_tree_after_every_step() {
-    for seed in 100..112 {
+    let mut moved = 0;
+    for seed in 100..130 {
         let mut chaos = Chaos::new(seed);
         let mut bench = Bench::new();
         if seed % 2 == 0 {
@@ -131,7 +132,8 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
             bench.mirror.set_worth_writers(1);
         }
         for step in 0..60 {
-            let n = 1 + chaos.rng.next(3);
+            // Small steps, and such as a vault makes that is behind.
+            let n = 1 + chaos.rng.next(if seed % 3 == 0 { 14 } else { 3 });
             let batches: Vec<_> = (0..n).map(|_| chaos.batch()).collect();
             bench.feed(&batches);
             assert_same(
@@ -148,8 +150,10 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
                 .count(),
             0
         );
-        assert!(stats.moved > 5 && stats.files_made > 20, "{stats:?}");
+        assert!(stats.files_made > 20, "{stats:?}");
+        moved += stats.moved;
     }
+    assert!(moved > 300, "{moved} moved");
 }
 
 #[test]
