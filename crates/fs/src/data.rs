@@ -71,6 +71,14 @@ pub fn forget_cached(fd: impl AsFd, from: u64, to: u64) {
     }
 }
 
+/// Lets the kernel begin to read a range that will soon be asked for (posix_fadvise(2), `POSIX_FADV_WILLNEED`). Only ever a
+/// hint; what of it is in memory already costs next to nothing, and what is behind the file's end nothing.
+pub fn read_ahead(fd: impl AsFd, from: u64, len: u64) {
+    if let Some(len) = NonZeroU64::new(len) {
+        let _ = rustix::fs::fadvise(fd, from, Some(len), Advice::WillNeed);
+    }
+}
+
 /// Makes a range a hole without changing the size. `Unsupported` where the filesystem cannot.
 pub fn punch_hole(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

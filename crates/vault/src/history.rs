@@ -6,7 +6,7 @@ mod versions;
 
 use crate::catalog::{self, BATCH_COLUMNS, NodeRow, View, batch_row};
 use crate::retention::{Kept, Marks};
-use crate::segment::SegmentFiles;
+use crate::segment::{Place, SegmentFiles};
 use crate::vault::VaultError;
 use farwrite_core::history::{BlockBytes, Entry, Moment, Part, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Kind, Name, NodeId, Timestamp, limits};
@@ -24,14 +24,21 @@ const PAGE_BYTES: usize = 4 << 20;
 pub struct History {
     dir: PathBuf,
     inner: Mutex<Inner>,
+    files: SegmentFiles,
 }
 
 struct Inner {
     /// The catalog and its inode: a damaged one is replaced by another file.
     open: Option<(Connection, u64)>,
-    files: SegmentFiles,
     dir: PathBuf,
     known: Option<Known>,
+}
+
+/// What the catalog says to a question.
+enum Found {
+    Answer(Response),
+    /// Where the blocks are that were asked for, as far as there are such.
+    Blocks(Vec<(u64, Option<Place>)>),
 }
 
 /// The list of kept moments as it was read, and what its two files were then.
@@ -47,23 +54,51 @@ impl History {
             dir: source_dir.to_owned(),
             inner: Mutex::new(Inner {
                 open: None,
-                files: SegmentFiles::new(&source_dir.join("log")),
                 dir: source_dir.to_owned(),
                 known: None,
             }),
+            files: SegmentFiles::new(&source_dir.join("log")),
         })
     }
 
     /// The answer; what cannot be answered is [`Response::Error`].
     pub fn answer(&self, request: &Request) -> Response {
-        let mut inner = self.inner.lock();
-        let done = inner
-            .connect(&self.dir.join("catalog.db"))
-            .and_then(|()| inner.answer(request));
-        done.unwrap_or_else(|e| {
-            inner.open = None;
-            Response::Error(format!("catalog: {e}"))
-        })
+        let found = {
+            let mut inner = self.inner.lock();
+            let found = inner
+                .connect(&self.dir.join("catalog.db"))
+                .and_then(|()| inner.find(request));
+            if found.is_err() {
+                inner.open = None;
+            }
+            found
+        };
+        match found {
+            Ok(Found::Answer(answer)) => answer,
+            // Without the lock: several questions at once keep several processors, and the disk, busy.
+            Ok(Found::Blocks(places)) => Response::Blocks(self.blocks(places)),
+            Err(e) => Response::Error(format!("catalog: {e}")),
+        }
+    }
+
+    /// As many of the blocks as an answer may hold, from the first on.
+    fn blocks(&self, places: Vec<(u64, Option<Place>)>) -> Vec<BlockBytes> {
+        let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
+        for (block, place) in places {
+            let record = match place {
+                None => Err(format!(
+                    "there is no block {block} (any more: it may have been pruned)"
+                )),
+                Some(place) => self.files.read_whole(place).map_err(|e| e.to_string()),
+            };
+            let size = record.as_ref().map_or(64, |r| r.len());
+            if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
+                break;
+            }
+            bytes += size;
+            out.push(BlockBytes { block, record });
+        }
+        out
     }
 }
 
@@ -79,14 +114,14 @@ impl Inner {
         Ok(())
     }
 
-    fn answer(&mut self, request: &Request) -> Result {
+    fn find(&mut self, request: &Request) -> Result<Found> {
         let Some((conn, _)) = &self.open else {
-            return Ok(match request {
+            return Ok(Found::Answer(match request {
                 Request::Moments => Response::Moments(None),
                 Request::Resolve(_) => Response::Moment(None),
                 Request::Marks => Response::Marks(Vec::new()),
                 _ => Response::Error("there is no backup yet".into()),
-            });
+            }));
         };
         // One snapshot for the whole answer. What is kept is read behind its begin: if the list does not name a moment as
         // dropped by then, nothing of that moment was gone when the snapshot was taken.
@@ -94,17 +129,17 @@ impl Inner {
         let applied = catalog::newest_batch(&tx)?.map_or(BatchSeq(0), |r| r.commit.seq);
         let kept = match kept(&mut self.known, &self.dir) {
             Ok(kept) => kept,
-            Err(e) => return Ok(Response::Error(e.to_string())),
+            Err(e) => return Ok(Found::Answer(Response::Error(e.to_string()))),
         };
         if let Some(gone) = moments_of(request)
             .into_iter()
             .find(|at| !kept.contains(*at))
         {
             let what = format!("the moment of batch {gone} is no longer kept, it has been pruned");
-            return Ok(Response::Error(what));
+            return Ok(Found::Answer(Response::Error(what)));
         }
         let view = |at: BatchSeq| View::new(&tx, at, applied);
-        Ok(match request {
+        Ok(Found::Answer(match request {
             Request::Moments => Response::Moments(moments(&tx, kept)?),
             Request::Resolve(time) => Response::Moment(resolve_time(&tx, kept, *time)?),
             Request::Stat { path, at } => Response::Stat(stat(view(*at), path)?),
@@ -121,7 +156,14 @@ impl Inner {
                 extents.truncate(max);
                 Response::Extents { extents, more }
             }
-            Request::Blocks(ids) => Response::Blocks(blocks(view(applied), &mut self.files, ids)?),
+            Request::Blocks(ids) => {
+                let place = |id: &u64| Ok((*id, view(applied).block(*id)?.map(|(p, _)| p)));
+                return ids
+                    .iter()
+                    .map(place)
+                    .collect::<Result<_>>()
+                    .map(Found::Blocks);
+            }
             Request::Versions { path, limit } => {
                 let limit = (*limit as usize).min(limits::HISTORY_PAGE);
                 Response::Versions(versions::versions(&tx, kept, path, limit)?)
@@ -135,7 +177,7 @@ impl Inner {
                 Err(e) => Response::Error(e.to_string()),
             },
             Request::SetMark { .. } => Response::Error("a history is only read".into()),
-        })
+        }))
     }
 }
 
@@ -285,23 +327,4 @@ fn list(view: View<'_>, dir: NodeId, after: Option<&Name>, limit: usize) -> Resu
         }
     }
     Ok(Response::List { entries, more })
-}
-
-fn blocks(view: View<'_>, files: &mut SegmentFiles, ids: &[u64]) -> Result<Vec<BlockBytes>> {
-    let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
-    for &block in ids {
-        let record = match view.block(block)? {
-            None => Err(format!(
-                "there is no block {block} (any more: it may have been pruned)"
-            )),
-            Some((place, _)) => files.read_whole(place).map_err(|e| e.to_string()),
-        };
-        let size = record.as_ref().map_or(64, |r| r.len());
-        if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
-            break;
-        }
-        bytes += size;
-        out.push(BlockBytes { block, record });
-    }
-    Ok(out)
 }

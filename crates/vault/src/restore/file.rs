@@ -1,7 +1,7 @@
 //! Restores what is not a directory: first under a name of its own, then renamed into place. An interrupted restore
 //! leaves at most a `.farwrite-restore-` file for each thread that writes.
 
-use super::write::{Job, Piece, Whole};
+use super::write::{Part, Piece, Whole};
 use super::{Done, Here, RestoreError, Run};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
@@ -10,7 +10,6 @@ use farwrite_core::{BytePath, Extent, Kind, Meta, Name, limits};
 use farwrite_fs::{Dir, OpenMode, Skipped};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Files up to this size are made by the writers as a whole.
@@ -128,7 +127,8 @@ impl Run<'_> {
             overwrite: self.plan.overwrite,
             source: source.clone(),
         };
-        Ok(self.write(Job::Whole(whole)).is_none())
+        let writers = self.writers.as_ref();
+        Ok(writers.is_some_and(|w| w.wholes.send(whole).is_ok()))
     }
 
     fn make_temp(&mut self, dir: &Dir, temp: &Name, entry: &Entry) -> Result<(Skipped, u64), Stop> {
@@ -187,9 +187,17 @@ impl Run<'_> {
                 continue;
             };
             let len = bytes.len() as u64;
-            let job = Job::Part(target.file.clone(), (offset, bytes), target.tell.clone());
-            if let Some(Job::Part(file, (offset, bytes), _)) = self.write(job) {
-                file.write_all_at(&bytes, offset)?;
+            let part = Part {
+                file: target.file.clone(),
+                piece: (offset, bytes),
+                tell: target.tell.clone(),
+            };
+            match &self.writers {
+                Some(w) => match w.parts.send(part) {
+                    Ok(()) => {}
+                    Err(nobody) => nobody.into_inner().write()?,
+                },
+                None => part.write()?,
             }
             target.told.try_iter().collect::<io::Result<()>>()?;
             target.end = target.end.max(offset + len);

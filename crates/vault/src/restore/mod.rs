@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
-use write::{Job, Writers, Written, writers};
+use write::{Writers, Written, write_parts, writers};
 
 /// Asks the history, from several threads at once; an error ends the restore.
 pub type Ask<'a> =
@@ -156,7 +156,8 @@ impl Restore<'_> {
                 help(scope, "restore-settle", move || {
                     settle_for_others(&settles);
                 });
-                let (ends, work) = Writers::new();
+                let (ends, work, parts) = Writers::new();
+                help(scope, "restore-part", move || write_parts(&parts));
                 for _ in 0..writers() {
                     let work = work.clone();
                     help(scope, "restore-write", move || work.run());
@@ -379,14 +380,6 @@ impl Run<'_> {
         }
     }
 
-    /// Hands a job to the writers; it comes back if there are none.
-    fn write(&self, job: Job) -> Option<Job> {
-        match &self.writers {
-            Some(w) => w.jobs.send(job).err().map(|e| e.0),
-            None => Some(job),
-        }
-    }
-
     fn take_reports(&mut self) -> Result<(), RestoreError> {
         let reports = match &self.writers {
             Some(w) => w.written.try_iter().collect(),
@@ -404,10 +397,13 @@ impl Run<'_> {
     }
 
     fn wait_for_writers(&mut self) -> Result<(), RestoreError> {
-        let Some(Writers { jobs, written }) = self.writers.take() else {
+        let Some(Writers {
+            wholes, written, ..
+        }) = self.writers.take()
+        else {
             return Ok(());
         };
-        drop(jobs);
+        drop(wholes);
         written.iter().try_for_each(|r| self.report(r))
     }
 

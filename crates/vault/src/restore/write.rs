@@ -1,5 +1,6 @@
-//! Threads that write, while the one that goes through the history fetches what comes next. A small file is a job as a whole, a large
-//! one many.
+//! Threads that write, while the one that goes through the history fetches what comes next. A small file is a job as a whole for
+//! one of several, a large one many jobs for a thread of its own: a file is locked while it is written to, so two would only
+//! wait for each other.
 
 use super::file::{make_file, put_in_place};
 use bytes::Bytes;
@@ -11,12 +12,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// Jobs that wait at most; each holds on to one or two blocks.
+/// Small files that wait at most; each holds on to one or two blocks.
 const WAITING: usize = 32;
-/// Threads at most.
+/// Parts of a large file that wait at most.
+const PARTS_WAITING: usize = 16;
+/// Threads for small files at most.
 const WRITERS: usize = 4;
 
-/// How many there are.
+/// How many there are for small files.
 pub(super) fn writers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(WRITERS))
 }
@@ -24,10 +27,11 @@ pub(super) fn writers() -> usize {
 /// Bytes and where they go in a file.
 pub(super) type Piece = (u64, Bytes);
 
-pub(super) enum Job {
-    Whole(Whole),
-    /// A part of a large file, and where to say how it went.
-    Part(Arc<File>, Piece, Sender<io::Result<()>>),
+/// A part of a large file, and where to say how it went.
+pub(super) struct Part {
+    pub(super) file: Arc<File>,
+    pub(super) piece: Piece,
+    pub(super) tell: Sender<io::Result<()>>,
 }
 
 /// A file with one name, all of whose content is at hand.
@@ -50,48 +54,62 @@ pub(super) struct Written {
 
 /// One end of a set of writers.
 pub(super) struct Writers {
-    pub(super) jobs: Sender<Job>,
+    pub(super) wholes: Sender<Whole>,
     pub(super) written: Receiver<Written>,
+    pub(super) parts: Sender<Part>,
 }
 
-/// The other end, for each of the threads.
+/// The other end, for each of the threads that make small files.
 #[derive(Clone)]
 pub(super) struct Work {
-    jobs: Receiver<Job>,
+    wholes: Receiver<Whole>,
     written: Sender<Written>,
 }
 
 impl Writers {
-    pub(super) fn new() -> (Writers, Work) {
-        let (jobs, jobs_in) = crossbeam_channel::bounded(WAITING);
+    pub(super) fn new() -> (Writers, Work, Receiver<Part>) {
+        let (wholes, wholes_in) = crossbeam_channel::bounded(WAITING);
+        let (parts, parts_in) = crossbeam_channel::bounded(PARTS_WAITING);
         let (written_out, written) = crossbeam_channel::unbounded();
         let work = Work {
-            jobs: jobs_in,
+            wholes: wholes_in,
             written: written_out,
         };
-        (Writers { jobs, written }, work)
+        let ends = Writers {
+            wholes,
+            written,
+            parts,
+        };
+        (ends, work, parts_in)
     }
 }
 
 impl Work {
-    /// Writes until there is no more to come.
+    /// Makes files until there is no more to come.
     pub(super) fn run(self) {
-        for job in self.jobs {
-            match job {
-                Job::Part(file, (offset, bytes), tell) => {
-                    // Who wanted to know may have given the file up.
-                    let _ = tell.send(file.write_all_at(&bytes, offset));
-                }
-                Job::Whole(whole) => {
-                    let done = whole.write();
-                    let _ = self.written.send(Written {
-                        source: whole.source,
-                        size: whole.meta.size,
-                        done,
-                    });
-                }
-            }
+        for whole in self.wholes {
+            let done = whole.write();
+            let _ = self.written.send(Written {
+                source: whole.source,
+                size: whole.meta.size,
+                done,
+            });
         }
+    }
+}
+
+/// Writes parts until there is no more to come.
+pub(super) fn write_parts(parts: &Receiver<Part>) {
+    for part in parts {
+        // Who wanted to know may have given the file up.
+        let _ = part.tell.send(part.write());
+    }
+}
+
+impl Part {
+    pub(super) fn write(&self) -> io::Result<()> {
+        let (offset, bytes) = &self.piece;
+        self.file.write_all_at(bytes, *offset)
     }
 }
 

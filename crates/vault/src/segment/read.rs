@@ -5,20 +5,61 @@ use bytes::Bytes;
 use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{Record, RecordHeader, RecordKind};
 use lru::LruCache;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Segment files kept open.
 const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Reads records out of the segments of one directory.
+/// Bytes read ahead of what is asked for, once it is clear that a segment is read in order.
+const AHEAD_BYTES: u64 = 8 << 20;
+
+/// Reads records out of the segments of one directory; several threads may at once.
 pub struct SegmentFiles {
     dir: PathBuf,
-    open: LruCache<u64, File>,
+    open: Mutex<LruCache<u64, Arc<Segment>>>,
+}
+
+/// A segment, and where it was read last.
+struct Segment {
+    file: File,
+    way: Mutex<Way>,
+}
+
+/// How far a segment has been read, and asked for.
+#[derive(Clone, Copy, Default)]
+struct Way {
+    read: u64,
+    asked: u64,
+}
+
+impl Segment {
+    /// Lets the disk begin with what comes next. A restore goes through the log in order, for the most part, and with a
+    /// few requests at once: each may be somewhat behind or in front of the last.
+    fn read_ahead(&self, begin: u64, end: u64) {
+        let mut way = self.way.lock();
+        let near = begin.abs_diff(way.read) <= AHEAD_BYTES / 2 && way.read > 0;
+        if !near {
+            *way = Way {
+                read: end,
+                asked: end,
+            };
+            return;
+        }
+        way.read = way.read.max(end);
+        if way.read + AHEAD_BYTES / 2 > way.asked {
+            let from = way.asked.max(way.read);
+            way.asked = from + AHEAD_BYTES;
+            drop(way);
+            farwrite_fs::read_ahead(&self.file, from, AHEAD_BYTES);
+        }
+    }
 }
 
 impl SegmentFiles {
@@ -26,26 +67,39 @@ impl SegmentFiles {
     pub fn new(dir: &Path) -> Self {
         SegmentFiles {
             dir: dir.to_owned(),
-            open: LruCache::new(OPEN_SEGMENTS),
+            open: Mutex::new(LruCache::new(OPEN_SEGMENTS)),
         }
     }
 
     /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
-    pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
-        self.read(place).map(|(record, _)| record)
+    pub fn read_block(&self, place: Place) -> Result<Record, LogError> {
+        self.read(place).map(|(record, ..)| record)
     }
 
     /// As [`SegmentFiles::read_block`], with header and padding, as it is stored. It is not kept in the system's cache:
     /// who restores reads much, and each block once.
-    pub fn read_whole(&mut self, place: Place) -> Result<Bytes, LogError> {
-        let (_, whole) = self.read(place)?;
-        if let Some(file) = self.open.get(&place.segment) {
-            farwrite_fs::forget_cached(file, place.offset, place.offset + whole.len() as u64);
-        }
+    pub fn read_whole(&self, place: Place) -> Result<Bytes, LogError> {
+        let (_, whole, segment) = self.read(place)?;
+        let end = place.offset + whole.len() as u64;
+        segment.read_ahead(place.offset, end);
+        farwrite_fs::forget_cached(&segment.file, place.offset, end);
         Ok(whole)
     }
 
-    fn read(&mut self, place: Place) -> Result<(Record, Bytes), LogError> {
+    fn segment(&self, number: u64) -> std::io::Result<Arc<Segment>> {
+        let mut open = self.open.lock();
+        if let Some(segment) = open.get(&number) {
+            return Ok(segment.clone());
+        }
+        let segment = Arc::new(Segment {
+            file: File::open(segment_path(&self.dir, number))?,
+            way: Mutex::default(),
+        });
+        open.put(number, segment.clone());
+        Ok(segment)
+    }
+
+    fn read(&self, place: Place) -> Result<(Record, Bytes, Arc<Segment>), LogError> {
         let path = segment_path(&self.dir, place.segment);
         let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
             segment: place.segment,
@@ -58,11 +112,8 @@ impl SegmentFiles {
             std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
             _ => LogError::io("read", &path, e),
         };
-        if !self.open.contains(&place.segment) {
-            self.open
-                .put(place.segment, File::open(&path).map_err(fail)?);
-        }
-        let file = self.open.get(&place.segment).expect("opened above");
+        let segment = self.segment(place.segment).map_err(fail)?;
+        let file = &segment.file;
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, place.offset).map_err(fail)?;
         let header = RecordHeader::decode(&head).map_err(|e| damaged(e.to_string(), None))?;
@@ -86,7 +137,7 @@ impl SegmentFiles {
         let whole = Bytes::from(whole);
         let payload = whole.slice(HEADER_BYTES..HEADER_BYTES + header.stored as usize);
         match Record::from_parts(header, payload) {
-            Ok(record) => Ok((record, whole)),
+            Ok(record) => Ok((record, whole, segment)),
             Err(e) => Err(match PrunedList::load(&self.dir, place.segment) {
                 Ok(list) if list.contains(place.offset, &header) => {
                     LogError::Pruned { seq: header.seq }
