@@ -173,8 +173,10 @@ class Farwrite(Contestant):
     def copy(self):
         return Path(f"{self.vault}/sources/bench/mirror{self.source}")
 
-    def restore(self, to, path=None):
-        run(self.program, "restore", path or self.source, "--to", to, "--state", self.state)
+    def restore(self, to, beside=False):
+        """Over the network as a source does, or from the directory of the vault, as the others do."""
+        origin = ["--vault-dir", self.vault, "--source", "bench"] if beside else ["--state", self.state]
+        run(self.program, "restore", self.source, "--to", to, *origin)
 
 
 class Rsync(Contestant):

@@ -607,7 +607,8 @@ def restore(bench, source, title, peers):
             row.add(name, synced(to, do))
             equal(source, where[0])
         for _ in range(bench.runs):
-            timed("farwrite", lambda: ours.restore(to) or to / source.name)
+            timed("farwrite, over TLS", lambda: ours.restore(to) or to / source.name)
+            timed("farwrite, from its directory", lambda: ours.restore(to, beside=True) or to / source.name)
             for o in others:
                 timed(o.name, lambda: o.restore(to, source))
         for o in others:

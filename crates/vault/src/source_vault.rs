@@ -87,6 +87,8 @@ struct Shared {
     events: Events,
     state: Mutex<State>,
     changed: Condvar,
+    /// Wakes who has records to hand over.
+    room: Condvar,
     /// Wakes the prune thread.
     keeper: Condvar,
     /// One prune at a time.
@@ -97,8 +99,10 @@ struct Shared {
 struct State {
     waiting_bytes: usize,
     last: Option<Commit>,
-    /// Behind the last durable batch: how far the apply thread may read.
+    /// Behind the last durable batch.
     durable_end: Option<Place>,
+    /// The last batch that is in the log, on the disk or not yet, and its end: how far the apply thread may read.
+    written: Option<(BatchSeq, Place)>,
     failed: Option<String>,
     /// What the catalog holds.
     applied: BatchSeq,
@@ -133,6 +137,7 @@ impl SourceVault {
                 ..State::default()
             }),
             changed: Condvar::new(),
+            room: Condvar::new(),
             keeper: Condvar::new(),
             pruning: Mutex::new(()),
         });
@@ -230,7 +235,7 @@ impl SourceVault {
             && state.waiting_bytes > 0
             && state.waiting_bytes + bytes > SUBMIT_BYTES
         {
-            self.shared.changed.wait(&mut state);
+            self.shared.room.wait(&mut state);
         }
         if let Some(why) = &state.failed {
             return Err(Closed(why.clone()));
@@ -320,7 +325,27 @@ impl Shared {
         state.failed = Some(what.clone());
         drop(state);
         self.changed.notify_all();
+        self.room.notify_all();
         self.emit(Event::Failed { what, retry });
+    }
+
+    /// Is what ends here not on the disk yet?
+    fn is_before_disk(&self, end: Place) -> bool {
+        self.state.lock().durable_end != Some(end)
+    }
+
+    /// Waits until a batch is on the disk; false: it will not be.
+    fn wait_durable(&self, seq: BatchSeq) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if state.last.as_ref().is_some_and(|c| c.seq >= seq) {
+                return true;
+            }
+            if state.appended {
+                return false;
+            }
+            self.changed.wait(&mut state);
+        }
     }
 }
 
@@ -361,11 +386,11 @@ struct Append {
 
 impl Append {
     fn run(mut self) {
+        // Also if this thread panics: the apply thread waits for it.
+        let _end = Appended(self.shared.clone());
         if let Err((what, retry)) = self.serve() {
             self.shared.fail(what, retry);
         }
-        self.shared.state.lock().appended = true;
-        self.shared.changed.notify_all();
     }
 
     fn serve(&mut self) -> Result<(), (String, bool)> {
@@ -397,7 +422,7 @@ impl Append {
         self.unsynced += bytes;
         let done = self.log.append(&record);
         self.shared.state.lock().waiting_bytes -= bytes as usize;
-        self.shared.changed.notify_all();
+        self.shared.room.notify_all();
         done.map(drop).map_err(refusal)
     }
 
@@ -425,9 +450,14 @@ impl Append {
     fn sync(&mut self) -> Result<(), (String, bool)> {
         self.unsynced = 0;
         let before = self.shared.state.lock().last.as_ref().map(|c| c.seq);
-        if self.log.last_commit().map(|c| c.seq) == before {
+        let last = self.log.last_commit().map(|c| c.seq);
+        let Some(written) = last.filter(|seq| Some(*seq) != before) else {
             return Ok(());
-        }
+        };
+        self.log.write_out().map_err(refusal)?;
+        // The apply thread begins with it while the disk is busy.
+        self.shared.state.lock().written = Some((written, self.log.committed_end()));
+        self.shared.changed.notify_all();
         let seq = self.log.sync().map_err(refusal)?;
         let mut state = self.shared.state.lock();
         state.last = self.log.last_commit().cloned();
@@ -441,6 +471,16 @@ impl Append {
 
 fn refusal(e: LogError) -> (String, bool) {
     (e.to_string(), e.is_io())
+}
+
+/// Says at its end that no more will become durable.
+struct Appended(Arc<Shared>);
+
+impl Drop for Appended {
+    fn drop(&mut self) {
+        self.0.state.lock().appended = true;
+        self.0.changed.notify_all();
+    }
 }
 
 /// The apply thread.
@@ -503,6 +543,11 @@ impl Apply {
                     if state.appended {
                         break Some((end_or_start(state.durable_end), true));
                     }
+                    if let Some((seq, end)) = state.written
+                        && seq > self.catalog.applied()
+                    {
+                        break Some((end, false));
+                    }
                     let late = self
                         .shared
                         .changed
@@ -516,6 +561,10 @@ impl Apply {
                 }
             };
             let Some((end, last)) = due else { continue };
+            if self.shared.is_before_disk(end) {
+                // Who woke this thread up is about to wait for the disk: that comes first, also on the same processor.
+                std::thread::yield_now();
+            }
             let batches = read_step(&mut reader, end)?;
             if batches.is_empty() {
                 if last {
@@ -529,17 +578,31 @@ impl Apply {
                 };
                 return Err(CatalogError::from(missing).into());
             }
-            self.step(&batches)?;
+            if !self.step(&batches)? {
+                // They did not become durable. Nothing more will.
+                reader = self.catalog.log_reader(&self.log_dir)?;
+                continue;
+            }
             if let Some(last) = batches.last() {
                 passed.to(&self.log_dir, last.end);
             }
         }
     }
 
-    fn step(&mut self, batches: &[LoggedBatch]) -> Result<(), ApplyError> {
+    /// Applies batches, which may still be on their way to the disk; false: they never came there.
+    fn step(&mut self, batches: &[LoggedBatch]) -> Result<bool, ApplyError> {
+        let Some(last) = batches.last().map(|b| b.commit.seq) else {
+            return Ok(true);
+        };
         self.look_out(batches);
         let shown = self.catalog.applied();
-        let applied = self.catalog.apply(batches)?;
+        let shared = self.shared.clone();
+        let applied = self
+            .catalog
+            .apply_if(batches, &mut || shared.wait_durable(last))?;
+        let Some(applied) = applied else {
+            return Ok(false);
+        };
         if self.catalog.applied() > shown {
             self.show(shown, &applied.delta)?;
             self.shared.state.lock().applied = self.catalog.applied();
@@ -548,7 +611,7 @@ impl Apply {
         }
         match applied.violation {
             Some(v) => Err(CatalogError::from(v).into()),
-            None => Ok(()),
+            None => Ok(true),
         }
     }
 

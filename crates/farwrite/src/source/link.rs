@@ -653,6 +653,7 @@ fn stopped(e: impl std::fmt::Display) -> Stopped {
 
 impl CommandSink for Commands<'_> {
     fn execute(&mut self, commands: Vec<BackupCommand>) -> Result<Outcome, Stopped> {
+        self.unit.begin().map_err(stopped)?;
         self.note_acks()?;
         let before = self.unit.stats();
         let setup = &self.worker.setup;

@@ -246,7 +246,8 @@ impl Index {
         Ok(())
     }
 
-    /// The vault has everything up to `seq`: what would take it back is no longer needed.
+    /// The vault has everything up to `seq`: what would take it back is no longer needed. Part of the open transaction, if
+    /// there is one.
     pub fn acked(&mut self, seq: BatchSeq) -> Result<()> {
         if seq <= self.state.acked {
             return Ok(());
@@ -257,7 +258,10 @@ impl Index {
             "DELETE FROM undo_parts WHERE seq <= ?1",
             params![seq.0 as i64],
         )?;
-        self.save_state()
+        match self.in_batch {
+            true => Ok(()), // Saved at its end.
+            false => self.save_state(),
+        }
     }
 
     /// Chain value after batch `seq`, if that is the last one or still can be rolled back to.

@@ -253,6 +253,11 @@ impl BackupUnit {
         Ok(Some(owed))
     }
 
+    /// Opens the transaction of the next round: what the index hears of until [`BackupUnit::execute`] costs no other.
+    pub fn begin(&mut self) -> Result<(), IndexError> {
+        self.index.begin()
+    }
+
     /// Carries out commands in order. `quiet` empties the sensor and says whether nothing is waiting; it is
     /// asked before the last batch of the round is closed.
     pub fn execute(

@@ -120,19 +120,39 @@ impl Catalog {
     /// Applies batches in one transaction; those already applied are skipped. Stops at the first that breaks a
     /// rule ([`Applied::violation`]). Batches with damage are applied as far as they go.
     pub fn apply(&mut self, batches: &[LoggedBatch]) -> Result<Applied, CatalogError> {
-        let mut out = self.apply_all(batches)?;
+        let applied = self.apply_if(batches, &mut || true)?;
+        Ok(applied.expect("nobody was against it"))
+    }
+
+    /// As [`Catalog::apply`], but asks `may` when all is done except for the commit: if that says no, nothing was, and the
+    /// answer is `None`. So batches can be applied while it is still being found out whether they are to stay.
+    pub fn apply_if(
+        &mut self,
+        batches: &[LoggedBatch],
+        may: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Applied>, CatalogError> {
+        let Some(mut out) = self.apply_all(batches, may)? else {
+            return Ok(None);
+        };
         if let Some(v) = out.violation.take() {
             // Nothing of the transaction stood. No savepoint for each batch: with one, SQLite keeps a journal of the whole
             // transaction in memory and walks through it at the end of every statement.
             let before = batches.partition_point(|b| b.commit.seq < v.seq);
-            out = self.apply_all(&batches[..before])?;
+            let Some(good) = self.apply_all(&batches[..before], may)? else {
+                return Ok(None);
+            };
+            out = good;
             out.violation = Some(v);
         }
-        Ok(out)
+        Ok(Some(out))
     }
 
     /// Applies batches, or none of them if one breaks a rule.
-    fn apply_all(&mut self, batches: &[LoggedBatch]) -> Result<Applied, CatalogError> {
+    fn apply_all(
+        &mut self,
+        batches: &[LoggedBatch],
+        may: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Applied>, CatalogError> {
         let path = self.path.clone();
         let fail = |source| CatalogError::Sqlite {
             path: path.clone(),
@@ -157,10 +177,10 @@ impl Catalog {
                     };
                     drop(work);
                     tx.rollback().map_err(fail)?;
-                    return Ok(Applied {
+                    return Ok(Some(Applied {
                         violation: Some(violation),
                         ..Applied::default()
-                    });
+                    }));
                 }
             }
             versions += work.versions;
@@ -170,9 +190,13 @@ impl Catalog {
         }
         let total = get_mark(&tx, Mark::Versions).map_err(fail)? + versions;
         set_mark(&tx, Mark::Versions, total).map_err(fail)?;
+        if !may() {
+            tx.rollback().map_err(fail)?;
+            return Ok(None);
+        }
         tx.commit().map_err(fail)?;
         (self.applied, self.next_block, self.lenient) = (applied, next_block, lenient);
-        Ok(out)
+        Ok(Some(out))
     }
 }
 

@@ -90,7 +90,7 @@ impl LogWriter {
         self.last.as_ref()
     }
 
-    /// Behind the last whole batch: a reader may go up to here once it is durable.
+    /// Behind the last whole batch: a reader may go up to here once it is written out.
     pub fn committed_end(&self) -> Place {
         Place {
             segment: self.end.segment,
@@ -244,6 +244,19 @@ impl LogWriter {
         }
         self.durable = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
         Ok(())
+    }
+
+    /// Hands everything appended so far to the system: a reader may go up to [`LogWriter::committed_end`] then, though it
+    /// may not be there any more after a loss of power. An error is final for this writer.
+    pub fn write_out(&mut self) -> Result<(), LogError> {
+        if let Some(why) = &self.poisoned {
+            return Err(LogError::Poisoned(why.clone()));
+        }
+        let done = self.flush();
+        if let Err(e) = &done {
+            self.poisoned = Some(e.to_string());
+        }
+        done
     }
 
     /// Puts everything appended so far on the disk; returns the last whole batch, durable now (0: none).

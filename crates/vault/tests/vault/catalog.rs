@@ -74,6 +74,39 @@ pub fn first_difference(a: &Tree, b: &Tree) -> Option<String> {
 }
 
 #[test]
+fn batches_that_may_not_stay_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut chaos = Chaos::new(77);
+    let (mut batches, mut trees) = (vec![], vec![Tree::new()]);
+    for _ in 0..30 {
+        batches.push(chaos.batch());
+        trees.push(chaos.model.tree());
+    }
+    let log = log_of(dir.path(), &batches);
+    let mut catalog = Catalog::open(&dir.path().join("catalog.db"), log.last_commit()).unwrap();
+    let mut blocks = BlockReader::new(dir.path());
+    let mut reader = BatchReader::open(dir.path(), None).unwrap();
+    while let Some(batch) = reader.next_batch(log.committed_end()).unwrap() {
+        let before = catalog.applied();
+        let mut asked = 0;
+        let refused = catalog.apply_if(std::slice::from_ref(&batch), &mut || {
+            asked += 1;
+            false
+        });
+        assert!(refused.unwrap().is_none());
+        assert_eq!((asked, catalog.applied()), (1, before));
+        let found = tree_of(catalog.view(before), &mut blocks);
+        assert_eq!(first_difference(&found, &trees[before.0 as usize]), None);
+        // As if they had never been tried.
+        catalog.apply(&[batch]).unwrap();
+        let found = tree_of(catalog.view(catalog.applied()), &mut blocks);
+        let expected = &trees[catalog.applied().0 as usize];
+        assert_eq!(first_difference(&found, expected), None);
+    }
+    assert_eq!(catalog.applied(), BatchSeq(30));
+}
+
+#[test]
 fn the_tree_at_every_batch_is_the_oracles() {
     for seed in 0..12 {
         let dir = tempfile::tempdir().unwrap();
