@@ -4,6 +4,7 @@ A contestant that mirrors continuously is started on a source directory and says
 copies a tree when it is told to. Every process started here is stopped by `stop`, whatever happens in between.
 """
 
+import http.client
 import json
 import os
 import re
@@ -177,6 +178,27 @@ class Farwrite(Contestant):
         """Over the network as a source does, or from the directory of the vault, as the others do."""
         origin = ["--vault-dir", self.vault, "--source", "bench"] if beside else ["--state", self.state]
         run(self.program, "restore", self.source, "--to", to, *origin)
+
+
+class Control(http.client.HTTPConnection):
+    """A daemon's control socket: what is asked by it costs no process."""
+
+    def __init__(self, state):
+        super().__init__("localhost", timeout=DEADLINE)
+        self.path = str(state / "control.sock")
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+    def flush(self):
+        body = json.dumps({"timeout_ms": DEADLINE * 1000})
+        self.request("POST", "/v1/flush", body, {"Content-Type": "application/json"})
+        answer = self.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            raise Failed(f"flush: {answer.status} {text[:300]}")
 
 
 class Rsync(Contestant):
