@@ -1,6 +1,11 @@
 //! How much processor time this program leaves to others.
 
 use rustix::process::getpriority_process;
+use std::time::Duration;
+
+/// What the kernel is too busy for is tried again so often, and after so long.
+const TRIES: usize = 3;
+const RETRY_AFTER: Duration = Duration::from_millis(120);
 
 /// Lets the nice value that this program was started with count against the other sessions of the machine, too.
 ///
@@ -14,7 +19,19 @@ pub(crate) fn count_against_other_sessions() {
     if nice <= 0 || session() != Some(std::process::id()) {
         return;
     }
-    if let Err(e) = std::fs::write("/proc/self/autogroup", nice.to_string()) {
+    let set = || std::fs::write("/proc/self/autogroup", nice.to_string());
+    let mut done = set();
+    for _ in 0..TRIES {
+        // Without CAP_SYS_ADMIN one of these in a tenth of a second is taken, from the whole machine.
+        match &done {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                std::thread::sleep(RETRY_AFTER);
+                done = set();
+            }
+            _ => break,
+        }
+    }
+    if let Err(e) = done {
         tracing::debug!("the session's nice value stays as it is: {e}");
     }
 }

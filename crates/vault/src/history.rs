@@ -37,9 +37,12 @@ struct Inner {
 /// What the catalog says to a question.
 enum Found {
     Answer(Response),
-    /// Where the blocks are that were asked for, as far as there are such.
-    Blocks(Vec<(u64, Option<Place>)>),
+    /// The blocks that were asked for.
+    Blocks(Vec<Located>),
 }
+
+/// A block's number, and where in the log it is and how long, if there is such a block.
+type Located = (u64, Option<(Place, u64)>);
 
 /// The list of kept moments as it was read, and what its two files were then.
 type Known = ([Option<(u64, i64, i64, u64)>; 2], Kept);
@@ -81,15 +84,36 @@ impl History {
         }
     }
 
+    /// Lets the disk begin with all that one answer may hold, before the first of it is waited for.
+    fn announce(&self, places: &[Located]) {
+        let (mut spans, mut bytes): (Vec<(Place, u64)>, u64) = (Vec::new(), 0);
+        for (place, len) in places.iter().filter_map(|(_, at)| *at) {
+            bytes += len;
+            if bytes > limits::HISTORY_BLOCK_BYTES as u64 {
+                break;
+            }
+            match spans.last_mut() {
+                Some((p, l)) if p.segment == place.segment && p.offset + *l == place.offset => {
+                    *l += len;
+                }
+                _ => spans.push((place, len)),
+            }
+        }
+        for (place, len) in spans {
+            self.files.read_ahead(place, len);
+        }
+    }
+
     /// As many of the blocks as an answer may hold, from the first on.
-    fn blocks(&self, places: Vec<(u64, Option<Place>)>) -> Vec<BlockBytes> {
+    fn blocks(&self, places: Vec<Located>) -> Vec<BlockBytes> {
+        self.announce(&places);
         let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
         for (block, place) in places {
             let record = match place {
                 None => Err(format!(
                     "there is no block {block} (any more: it may have been pruned)"
                 )),
-                Some(place) => self.files.read_whole(place).map_err(|e| e.to_string()),
+                Some((place, _)) => self.files.read_whole(place).map_err(|e| e.to_string()),
             };
             let size = record.as_ref().map_or(64, |r| r.len());
             if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
@@ -157,12 +181,9 @@ impl Inner {
                 Response::Extents { extents, more }
             }
             Request::Blocks(ids) => {
-                let place = |id: &u64| Ok((*id, view(applied).block(*id)?.map(|(p, _)| p)));
-                return ids
-                    .iter()
-                    .map(place)
-                    .collect::<Result<_>>()
-                    .map(Found::Blocks);
+                let place = |id: &u64| Ok((*id, view(applied).stored(*id)?));
+                let ids = ids.iter().take(limits::HISTORY_PAGE);
+                return ids.map(place).collect::<Result<_>>().map(Found::Blocks);
             }
             Request::Versions { path, limit } => {
                 let limit = (*limit as usize).min(limits::HISTORY_PAGE);

@@ -329,11 +329,6 @@ impl Shared {
         self.emit(Event::Failed { what, retry });
     }
 
-    /// Is what ends here not on the disk yet?
-    fn is_before_disk(&self, end: Place) -> bool {
-        self.state.lock().durable_end != Some(end)
-    }
-
     /// Waits until a batch is on the disk; false: it will not be.
     fn wait_durable(&self, seq: BatchSeq) -> bool {
         let mut state = self.state.lock();
@@ -478,6 +473,10 @@ struct Appended(Arc<Shared>);
 
 impl Drop for Appended {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whoever hands in records must not wait for room for ever.
+            self.0.fail("the append thread panicked".into(), true);
+        }
         self.0.state.lock().appended = true;
         self.0.changed.notify_all();
     }
@@ -535,18 +534,18 @@ impl Apply {
                     if let Some(end) = state.durable_end
                         && seq > self.catalog.applied()
                     {
-                        break Some((end, false));
+                        break Some((end, false, None));
                     }
                     if state.forgetting.is_wanted() {
                         break None;
                     }
                     if state.appended {
-                        break Some((end_or_start(state.durable_end), true));
+                        break Some((end_or_start(state.durable_end), true, None));
                     }
                     if let Some((seq, end)) = state.written
                         && seq > self.catalog.applied()
                     {
-                        break Some((end, false));
+                        break Some((end, false, Some(seq)));
                     }
                     let late = self
                         .shared
@@ -560,12 +559,24 @@ impl Apply {
                     }
                 }
             };
-            let Some((end, last)) = due else { continue };
-            if self.shared.is_before_disk(end) {
+            let Some((end, last, ahead)) = due else {
+                continue;
+            };
+            if ahead.is_some() {
                 // Who woke this thread up is about to wait for the disk: that comes first, also on the same processor.
                 std::thread::yield_now();
             }
-            let batches = read_step(&mut reader, end)?;
+            let read = read_step(&mut reader, end);
+            let nothing = read.as_ref().map_or(true, Vec::is_empty);
+            if let Some(seq) = ahead
+                && nothing
+                && !self.shared.wait_durable(seq)
+            {
+                // What did not become durable has gone from the log.
+                reader = self.catalog.log_reader(&self.log_dir)?;
+                continue;
+            }
+            let batches = read?;
             if batches.is_empty() {
                 if last {
                     return Ok(());
@@ -594,6 +605,7 @@ impl Apply {
         let Some(last) = batches.last().map(|b| b.commit.seq) else {
             return Ok(true);
         };
+        let window = self.watch.window();
         self.look_out(batches);
         let shown = self.catalog.applied();
         let shared = self.shared.clone();
@@ -601,6 +613,7 @@ impl Apply {
             .catalog
             .apply_if(batches, &mut || shared.wait_durable(last))?;
         let Some(applied) = applied else {
+            self.watch.set_window(window);
             return Ok(false);
         };
         if self.catalog.applied() > shown {

@@ -74,6 +74,15 @@ impl<'a> Step<'a> {
         let mut leaving = Vec::new();
         let mut coming = VecDeque::new();
         for ((parent, name), change) in &self.delta.names {
+            let again = |n| self.delta.nodes.get(&n) == Some(&true);
+            if change.before.is_some_and(again) {
+                // A number that was used again: nothing known of the old node is true of the new one.
+                return Err(MirrorError::io(
+                    "place",
+                    name,
+                    ErrorKind::InvalidInput.into(),
+                ));
+            }
             let old = self.shown(*parent, change.before)?;
             if old == change.after {
                 continue;

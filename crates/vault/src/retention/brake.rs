@@ -326,12 +326,15 @@ impl Counts {
     }
 }
 
+/// What was suspicious: since when, from which batch on, and how much of it.
+type Counted = VecDeque<(Instant, BatchSeq, Counts)>;
+
 /// Looks at batches before they are applied.
 pub struct Watch {
     source_dir: PathBuf,
     /// Batches up to this one were there before, and say nothing about now.
     behind: BatchSeq,
-    window: VecDeque<(Instant, BatchSeq, Counts)>,
+    window: Counted,
     files: Option<(Instant, u64)>,
     mark_tried: Option<Instant>,
 }
@@ -346,6 +349,16 @@ impl Watch {
             files: None,
             mark_tried: None,
         }
+    }
+
+    /// What has been counted so far.
+    pub(crate) fn window(&self) -> Counted {
+        self.window.clone()
+    }
+
+    /// Back to what was counted before: the batches of the last look came to nothing, and will be seen again.
+    pub(crate) fn set_window(&mut self, window: Counted) {
+        self.window = window;
     }
 
     /// A brake whose mark could not be set (a full disk, say) gets it as soon as that works.

@@ -32,6 +32,8 @@ pub struct LogWriter {
     committed: u64,
     last: Option<Commit>,
     durable: BatchSeq,
+    /// Behind the last durable batch, in the segment of `end`.
+    durable_end: u64,
     open: Option<OpenBatch>,
     poisoned: Option<String>,
 }
@@ -78,6 +80,7 @@ impl LogWriter {
             buffer: Vec::with_capacity(BUFFER_BYTES + limits::RECORD_BYTES),
             committed: end.offset,
             durable: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
+            durable_end: end.offset,
             last: recovered.last.clone(),
             open: None,
             poisoned: None,
@@ -202,6 +205,7 @@ impl LogWriter {
             offset: SEGMENT_HEADER_BYTES,
         };
         self.committed = SEGMENT_HEADER_BYTES;
+        self.durable_end = SEGMENT_HEADER_BYTES;
         Ok(())
     }
 
@@ -243,7 +247,16 @@ impl LogWriter {
             })?;
         }
         self.durable = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+        self.durable_end = self.committed;
         Ok(())
+    }
+
+    /// After a sync that failed the system may hold pages for clean that never came to the disk (fsync(2), "EIO"): whoever reads
+    /// the log anew would take them for durable. So they go; the source has not been told of them, and sends them again.
+    fn drop_what_is_not_durable(&self) {
+        if let Some(Err(e)) = self.file.as_ref().map(|f| f.set_len(self.durable_end)) {
+            tracing::warn!("what could not be synced stays in the log: {e}");
+        }
     }
 
     /// Hands everything appended so far to the system: a reader may go up to [`LogWriter::committed_end`] then, though it
@@ -271,6 +284,7 @@ impl LogWriter {
         }
         if let Err(e) = self.flush_and_sync() {
             self.poisoned = Some(e.to_string());
+            self.drop_what_is_not_durable();
             return Err(e);
         }
         Ok(last)

@@ -17,49 +17,10 @@ const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Bytes read ahead of what is asked for, once it is clear that a segment is read in order.
-const AHEAD_BYTES: u64 = 8 << 20;
-
 /// Reads records out of the segments of one directory; several threads may at once.
 pub struct SegmentFiles {
     dir: PathBuf,
-    open: Mutex<LruCache<u64, Arc<Segment>>>,
-}
-
-/// A segment, and where it was read last.
-struct Segment {
-    file: File,
-    way: Mutex<Way>,
-}
-
-/// How far a segment has been read, and asked for.
-#[derive(Clone, Copy, Default)]
-struct Way {
-    read: u64,
-    asked: u64,
-}
-
-impl Segment {
-    /// Lets the disk begin with what comes next. A restore goes through the log in order, for the most part, and with a
-    /// few requests at once: each may be somewhat behind or in front of the last.
-    fn read_ahead(&self, begin: u64, end: u64) {
-        let mut way = self.way.lock();
-        let near = begin.abs_diff(way.read) <= AHEAD_BYTES / 2 && way.read > 0;
-        if !near {
-            *way = Way {
-                read: end,
-                asked: end,
-            };
-            return;
-        }
-        way.read = way.read.max(end);
-        if way.read + AHEAD_BYTES / 2 > way.asked {
-            let from = way.asked.max(way.read);
-            way.asked = from + AHEAD_BYTES;
-            drop(way);
-            farwrite_fs::read_ahead(&self.file, from, AHEAD_BYTES);
-        }
-    }
+    open: Mutex<LruCache<u64, Arc<File>>>,
 }
 
 impl SegmentFiles {
@@ -79,27 +40,29 @@ impl SegmentFiles {
     /// As [`SegmentFiles::read_block`], with header and padding, as it is stored. It is not kept in the system's cache:
     /// who restores reads much, and each block once.
     pub fn read_whole(&self, place: Place) -> Result<Bytes, LogError> {
-        let (_, whole, segment) = self.read(place)?;
-        let end = place.offset + whole.len() as u64;
-        segment.read_ahead(place.offset, end);
-        farwrite_fs::forget_cached(&segment.file, place.offset, end);
+        let (_, whole, file) = self.read(place)?;
+        farwrite_fs::forget_cached(&file, place.offset, place.offset + whole.len() as u64);
         Ok(whole)
     }
 
-    fn segment(&self, number: u64) -> std::io::Result<Arc<Segment>> {
-        let mut open = self.open.lock();
-        if let Some(segment) = open.get(&number) {
-            return Ok(segment.clone());
+    /// Lets the disk begin with what will be read next. Only a hint.
+    pub fn read_ahead(&self, place: Place, len: u64) {
+        if let Ok(file) = self.segment(place.segment) {
+            farwrite_fs::read_ahead(&file, place.offset, len);
         }
-        let segment = Arc::new(Segment {
-            file: File::open(segment_path(&self.dir, number))?,
-            way: Mutex::default(),
-        });
-        open.put(number, segment.clone());
-        Ok(segment)
     }
 
-    fn read(&self, place: Place) -> Result<(Record, Bytes, Arc<Segment>), LogError> {
+    fn segment(&self, number: u64) -> std::io::Result<Arc<File>> {
+        let mut open = self.open.lock();
+        if let Some(file) = open.get(&number) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::open(segment_path(&self.dir, number))?);
+        open.put(number, file.clone());
+        Ok(file)
+    }
+
+    fn read(&self, place: Place) -> Result<(Record, Bytes, Arc<File>), LogError> {
         let path = segment_path(&self.dir, place.segment);
         let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
             segment: place.segment,
@@ -112,8 +75,7 @@ impl SegmentFiles {
             std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
             _ => LogError::io("read", &path, e),
         };
-        let segment = self.segment(place.segment).map_err(fail)?;
-        let file = &segment.file;
+        let file = self.segment(place.segment).map_err(fail)?;
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, place.offset).map_err(fail)?;
         let header = RecordHeader::decode(&head).map_err(|e| damaged(e.to_string(), None))?;
@@ -125,7 +87,7 @@ impl SegmentFiles {
         whole.extend_from_slice(&head);
         while whole.len() < total {
             let at = place.offset + whole.len() as u64;
-            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut whole), at) {
+            match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut whole), at) {
                 Ok(0) => return Err(fail(std::io::ErrorKind::UnexpectedEof.into())),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(fail(e.into())),
@@ -137,7 +99,7 @@ impl SegmentFiles {
         let whole = Bytes::from(whole);
         let payload = whole.slice(HEADER_BYTES..HEADER_BYTES + header.stored as usize);
         match Record::from_parts(header, payload) {
-            Ok(record) => Ok((record, whole, segment)),
+            Ok(record) => Ok((record, whole, file)),
             Err(e) => Err(match PrunedList::load(&self.dir, place.segment) {
                 Ok(list) if list.contains(place.offset, &header) => {
                     LogError::Pruned { seq: header.seq }

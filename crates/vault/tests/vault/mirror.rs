@@ -10,7 +10,7 @@ use farwrite_vault::mirror::Mirror;
 use farwrite_vault::segment::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// A tree on the disk, with inode numbers where the oracle has nodes.
@@ -248,6 +248,36 @@ fn many_new_files_are_made_side_by_side_and_a_foreign_one_among_them_is_noticed(
     bench.feed(&[maker.batch(&ops, &blocks)]);
     assert_same(&bench.tree(), &model.tree(), "moved");
     assert_eq!(bench.mirror.stats().reconciles, 1);
+}
+
+/// No source does so, but nothing keeps one from it.
+#[test]
+fn a_node_number_that_is_used_again_in_one_step_is_another_node() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let mut model = Model::default();
+    let blocks = [Rng(9).bytes(100)];
+    let node = maker.node();
+    let before = [
+        set(node, file_meta(100, 1)),
+        write(node, 0, 0, 0, 100),
+        link(NodeId::ROOT, "a", node),
+    ];
+    let gone = [unlink(NodeId::ROOT, "a")];
+    let again = [
+        set(node, file_meta(40, 2)),
+        write(node, 0, 0, 50, 40),
+        link(NodeId::ROOT, "a", node),
+        link(NodeId::ROOT, "b", node),
+    ];
+    model.apply(&before, &blocks);
+    bench.feed(&[maker.batch(&before, &blocks)]);
+    model.apply(&gone, &[]);
+    model.apply(&again, &blocks);
+    let step = [maker.batch(&gone, &[]), maker.batch(&again, &blocks)];
+    bench.feed(&step);
+    assert_same(&bench.tree(), &model.tree(), "used again");
+    let inode = |n| std::fs::metadata(bench.tree().join(n)).unwrap().ino();
+    assert_eq!(inode("a"), inode("b"), "two names of one file");
 }
 
 /// Breaks what can be broken in a mirror without changing a file's size and mtime unseen.
