@@ -193,7 +193,7 @@ class Control(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
     def flush(self):
-        body = json.dumps({"timeout_ms": DEADLINE * 1000})
+        body = json.dumps({"timeout_ms": int(DEADLINE * 1000)})
         self.request("POST", "/v1/flush", body, {"Content-Type": "application/json"})
         answer = self.getresponse()
         text = answer.read()

@@ -6,9 +6,6 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 
-/// The kernel takes no more of one request than a device's read-ahead, 128 KiB unless somebody changed it, or its largest request.
-const AHEAD_BYTES: u64 = 128 << 10;
-
 /// A run of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -71,18 +68,6 @@ pub fn forget_cached(fd: impl AsFd, from: u64, to: u64) {
         // No length: to the end.
         let len = len.filter(|_| to < u64::MAX);
         let _ = rustix::fs::fadvise(fd, from, len, Advice::DontNeed);
-    }
-}
-
-/// Lets the kernel begin to read a range that will soon be asked for (posix_fadvise(2), `POSIX_FADV_WILLNEED`). Only ever a
-/// hint; what of it is in memory already costs next to nothing, and what is behind the file's end nothing.
-pub fn read_ahead(fd: impl AsFd, from: u64, len: u64) {
-    let end = from.saturating_add(len);
-    let mut at = from;
-    while at < end {
-        let piece = NonZeroU64::new((end - at).min(AHEAD_BYTES));
-        let _ = rustix::fs::fadvise(&fd, at, piece, Advice::WillNeed);
-        at += AHEAD_BYTES;
     }
 }
 

@@ -24,7 +24,6 @@ const PAGE_BYTES: usize = 4 << 20;
 pub struct History {
     dir: PathBuf,
     inner: Mutex<Inner>,
-    files: SegmentFiles,
 }
 
 struct Inner {
@@ -41,8 +40,8 @@ enum Found {
     Blocks(Vec<Located>),
 }
 
-/// A block's number, and where in the log it is and how long, if there is such a block.
-type Located = (u64, Option<(Place, u64)>);
+/// A block's number, and where in the log it is, if there is such a block.
+type Located = (u64, Option<Place>);
 
 /// The list of kept moments as it was read, and what its two files were then.
 type Known = ([Option<(u64, i64, i64, u64)>; 2], Kept);
@@ -60,7 +59,6 @@ impl History {
                 dir: source_dir.to_owned(),
                 known: None,
             }),
-            files: SegmentFiles::new(&source_dir.join("log")),
         })
     }
 
@@ -84,36 +82,17 @@ impl History {
         }
     }
 
-    /// Lets the disk begin with all that one answer may hold, before the first of it is waited for.
-    fn announce(&self, places: &[Located]) {
-        let (mut spans, mut bytes): (Vec<(Place, u64)>, u64) = (Vec::new(), 0);
-        for (place, len) in places.iter().filter_map(|(_, at)| *at) {
-            bytes += len;
-            if bytes > limits::HISTORY_BLOCK_BYTES as u64 {
-                break;
-            }
-            match spans.last_mut() {
-                Some((p, l)) if p.segment == place.segment && p.offset + *l == place.offset => {
-                    *l += len;
-                }
-                _ => spans.push((place, len)),
-            }
-        }
-        for (place, len) in spans {
-            self.files.read_ahead(place, len);
-        }
-    }
-
     /// As many of the blocks as an answer may hold, from the first on.
     fn blocks(&self, places: Vec<Located>) -> Vec<BlockBytes> {
-        self.announce(&places);
+        // Files of its own for each answer: by how a file is read the system knows what to read ahead.
+        let mut files = SegmentFiles::new(&self.dir.join("log"));
         let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
         for (block, place) in places {
             let record = match place {
                 None => Err(format!(
                     "there is no block {block} (any more: it may have been pruned)"
                 )),
-                Some((place, _)) => self.files.read_whole(place).map_err(|e| e.to_string()),
+                Some(place) => files.read_whole(place).map_err(|e| e.to_string()),
             };
             let size = record.as_ref().map_or(64, |r| r.len());
             if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
@@ -181,7 +160,7 @@ impl Inner {
                 Response::Extents { extents, more }
             }
             Request::Blocks(ids) => {
-                let place = |id: &u64| Ok((*id, view(applied).stored(*id)?));
+                let place = |id: &u64| Ok((*id, view(applied).block(*id)?.map(|(p, _)| p)));
                 let ids = ids.iter().take(limits::HISTORY_PAGE);
                 return ids.map(place).collect::<Result<_>>().map(Found::Blocks);
             }

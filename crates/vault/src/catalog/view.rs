@@ -4,7 +4,6 @@
 use super::decode_meta;
 use crate::segment::Place;
 use farwrite_core::history::BlockExtent;
-use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{BatchSeq, Meta, Name, NodeId};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -187,21 +186,6 @@ impl<'a> View<'a> {
                     offset: r.get::<_, i64>(1)? as u64,
                 };
                 Ok((place, r.get(2)?))
-            })
-            .optional()
-    }
-
-    /// Where a block is in the log, and how many bytes it takes there; `None` if there is no such block.
-    pub fn stored(&self, id: u64) -> Result<Option<(Place, u64)>> {
-        self.conn
-            .prepare_cached("SELECT segment, offset, stored FROM blocks WHERE id=?1")?
-            .query_row([id as i64], |r| {
-                let place = Place {
-                    segment: r.get::<_, i64>(0)? as u64,
-                    offset: r.get::<_, i64>(1)? as u64,
-                };
-                let stored = u64::from(r.get::<_, u32>(2)?);
-                Ok((place, HEADER_BYTES as u64 + stored.next_multiple_of(8)))
             })
             .optional()
     }

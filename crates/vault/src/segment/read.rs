@@ -5,22 +5,20 @@ use bytes::Bytes;
 use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{Record, RecordHeader, RecordKind};
 use lru::LruCache;
-use parking_lot::Mutex;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Segment files kept open.
 const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Reads records out of the segments of one directory; several threads may at once.
+/// Reads records out of the segments of one directory.
 pub struct SegmentFiles {
     dir: PathBuf,
-    open: Mutex<LruCache<u64, Arc<File>>>,
+    open: LruCache<u64, File>,
 }
 
 impl SegmentFiles {
@@ -28,41 +26,26 @@ impl SegmentFiles {
     pub fn new(dir: &Path) -> Self {
         SegmentFiles {
             dir: dir.to_owned(),
-            open: Mutex::new(LruCache::new(OPEN_SEGMENTS)),
+            open: LruCache::new(OPEN_SEGMENTS),
         }
     }
 
     /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
-    pub fn read_block(&self, place: Place) -> Result<Record, LogError> {
-        self.read(place).map(|(record, ..)| record)
+    pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
+        self.read(place).map(|(record, _)| record)
     }
 
     /// As [`SegmentFiles::read_block`], with header and padding, as it is stored. It is not kept in the system's cache:
     /// who restores reads much, and each block once.
-    pub fn read_whole(&self, place: Place) -> Result<Bytes, LogError> {
-        let (_, whole, file) = self.read(place)?;
-        farwrite_fs::forget_cached(&file, place.offset, place.offset + whole.len() as u64);
+    pub fn read_whole(&mut self, place: Place) -> Result<Bytes, LogError> {
+        let (_, whole) = self.read(place)?;
+        if let Some(file) = self.open.get(&place.segment) {
+            farwrite_fs::forget_cached(file, place.offset, place.offset + whole.len() as u64);
+        }
         Ok(whole)
     }
 
-    /// Lets the disk begin with what will be read next. Only a hint.
-    pub fn read_ahead(&self, place: Place, len: u64) {
-        if let Ok(file) = self.segment(place.segment) {
-            farwrite_fs::read_ahead(&file, place.offset, len);
-        }
-    }
-
-    fn segment(&self, number: u64) -> std::io::Result<Arc<File>> {
-        let mut open = self.open.lock();
-        if let Some(file) = open.get(&number) {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(File::open(segment_path(&self.dir, number))?);
-        open.put(number, file.clone());
-        Ok(file)
-    }
-
-    fn read(&self, place: Place) -> Result<(Record, Bytes, Arc<File>), LogError> {
+    fn read(&mut self, place: Place) -> Result<(Record, Bytes), LogError> {
         let path = segment_path(&self.dir, place.segment);
         let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
             segment: place.segment,
@@ -75,7 +58,11 @@ impl SegmentFiles {
             std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
             _ => LogError::io("read", &path, e),
         };
-        let file = self.segment(place.segment).map_err(fail)?;
+        if !self.open.contains(&place.segment) {
+            self.open
+                .put(place.segment, File::open(&path).map_err(fail)?);
+        }
+        let file = self.open.get(&place.segment).expect("opened above");
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, place.offset).map_err(fail)?;
         let header = RecordHeader::decode(&head).map_err(|e| damaged(e.to_string(), None))?;
@@ -87,7 +74,7 @@ impl SegmentFiles {
         whole.extend_from_slice(&head);
         while whole.len() < total {
             let at = place.offset + whole.len() as u64;
-            match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut whole), at) {
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut whole), at) {
                 Ok(0) => return Err(fail(std::io::ErrorKind::UnexpectedEof.into())),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(fail(e.into())),
@@ -99,7 +86,7 @@ impl SegmentFiles {
         let whole = Bytes::from(whole);
         let payload = whole.slice(HEADER_BYTES..HEADER_BYTES + header.stored as usize);
         match Record::from_parts(header, payload) {
-            Ok(record) => Ok((record, whole, file)),
+            Ok(record) => Ok((record, whole)),
             Err(e) => Err(match PrunedList::load(&self.dir, place.segment) {
                 Ok(list) if list.contains(place.offset, &header) => {
                     LogError::Pruned { seq: header.seq }

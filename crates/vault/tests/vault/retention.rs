@@ -514,7 +514,7 @@ fn a_reader_under_way_gets_the_right_bytes_or_is_told() {
     let told = blocks[0].record.as_ref().unwrap_err();
     assert!(told.contains("pruned"), "{told}");
     // A place that was looked up before, read afterwards.
-    let files = SegmentFiles::new(&site.log());
+    let mut files = SegmentFiles::new(&site.log());
     let mut scan = Scan::open(&site.log(), 1).unwrap().skip_block_payloads();
     let block = std::iter::from_fn(|| scan.next_found().unwrap()).find_map(|f| match f {
         Found::Record { place, record } if record.header.raw == 300 << 10 => Some(place),
