@@ -165,8 +165,11 @@ impl Catalog {
         let mut versions = 0;
         for batch in batches.iter().filter(|b| b.commit.seq > self.applied) {
             lenient |= !batch.damage.is_empty();
-            let mut work = Work::new(&tx, batch, next_block, lenient);
-            match work.run() {
+            let mut work = Work::new(&tx, batch, next_block, lenient, self.highest_node);
+            let done = work.run();
+            // Also if it is rolled back: it need not be reached.
+            self.highest_node = work.highest;
+            match done {
                 Ok(()) => {}
                 Err(Stop::Sqlite(e)) => return Err(fail(e)),
                 Err(Stop::Rule(rule)) => {
@@ -244,6 +247,8 @@ struct Work<'a> {
     seq: i64,
     first_block: u64,
     lenient: bool,
+    /// No node has a higher number.
+    highest: NodeId,
     delta: Delta,
     op: Option<u64>,
     rows: u64,
@@ -262,13 +267,20 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(conn: &'a Connection, batch: &'a LoggedBatch, first_block: u64, lenient: bool) -> Self {
+    fn new(
+        conn: &'a Connection,
+        batch: &'a LoggedBatch,
+        first_block: u64,
+        lenient: bool,
+        highest: NodeId,
+    ) -> Self {
         Work {
             conn,
             batch,
             seq: batch.commit.seq.0 as i64,
             first_block,
             lenient,
+            highest,
             delta: Delta::default(),
             op: None,
             rows: 0,
@@ -396,6 +408,9 @@ impl<'a> Work<'a> {
         if let Some(k) = self.known.get(&node) {
             return Ok(*k);
         }
+        if node > self.highest {
+            return Err(Rule::NoNode(node).into());
+        }
         let meta = self
             .conn
             .prepare_cached("SELECT meta FROM attrs WHERE node=?1")?
@@ -420,6 +435,7 @@ impl<'a> Work<'a> {
                 self.conn
                     .prepare_cached("INSERT INTO attrs VALUES(?1,?2,?2,?3)")?
                     .execute((node.0 as i64, self.seq, encode_meta(meta)))?;
+                self.highest = self.highest.max(node);
                 self.unnamed.insert(node);
                 self.content_end.insert(node, 0);
                 self.versions += 1;
@@ -478,20 +494,19 @@ impl<'a> Work<'a> {
             return Err(Rule::NotDir(parent).into());
         }
         let kind = self.known(node)?.kind;
-        let there: Option<i64> = self
-            .conn
-            .prepare_cached("SELECT node FROM names WHERE parent=?1 AND name=?2")?
-            .query_row((parent.0 as i64, name.as_bytes()), |r| r.get(0))
-            .optional()?;
-        if there == Some(node.0 as i64) {
-            return Ok(());
+        let mut there: Option<NodeId> = None;
+        // Nearly every name is a new one.
+        if !self.insert_name(parent, name, node)? {
+            let there_now: i64 = self
+                .conn
+                .prepare_cached("SELECT node FROM names WHERE parent=?1 AND name=?2")?
+                .query_row((parent.0 as i64, name.as_bytes()), |r| r.get(0))?;
+            if there_now == node.0 as i64 {
+                return Ok(());
+            }
+            there = self.close_name(parent, name)?;
+            self.insert_name(parent, name, node)?;
         }
-        if there.is_some() {
-            self.close_name(parent, name)?;
-        }
-        self.conn
-            .prepare_cached("INSERT INTO names VALUES(?1,?2,?3,?4)")?
-            .execute((parent.0 as i64, name.as_bytes(), node.0 as i64, self.seq))?;
         self.rows += 1;
         if kind == Kind::Dir {
             self.moved_dirs.insert(node);
@@ -502,11 +517,20 @@ impl<'a> Work<'a> {
                 .execute([node.0 as i64])?;
         }
         let change = NamesNode {
-            before: there.map(|n| NodeId(n as u64)),
+            before: there,
             after: Some(node),
         };
         self.delta.name((parent, name.clone()), change);
         Ok(())
+    }
+
+    /// False if the name is taken.
+    fn insert_name(&self, parent: NodeId, name: &Name, node: NodeId) -> Step<bool> {
+        let rows = self
+            .conn
+            .prepare_cached("INSERT OR IGNORE INTO names VALUES(?1,?2,?3,?4)")?
+            .execute((parent.0 as i64, name.as_bytes(), node.0 as i64, self.seq))?;
+        Ok(rows > 0)
     }
 
     /// Ends a name, if there is one; returns what it named.
@@ -849,6 +873,10 @@ impl<'a> Work<'a> {
     fn settle_content(&mut self) -> Step {
         for node in std::mem::take(&mut self.written) {
             let size = self.known(node)?.size;
+            if self.content_end.get(&node).is_some_and(|end| *end <= size) {
+                // Made by this batch: all of it is its first version, and nothing lies behind its end.
+                continue;
+            }
             self.trim(node, size)?;
             self.version(node, None, true)?;
         }

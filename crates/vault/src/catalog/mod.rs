@@ -104,6 +104,8 @@ pub struct Catalog {
     path: PathBuf,
     applied: BatchSeq,
     next_block: u64,
+    /// No node of the present has a higher number than this.
+    highest_node: NodeId,
     /// A damaged batch was applied: later ones may refer to what is missing.
     lenient: bool,
     set_aside: Option<PathBuf>,
@@ -172,6 +174,10 @@ impl Catalog {
         let applied = newest_batch(&conn)?.map_or(BatchSeq(0), |r| r.commit.seq);
         let last_block: Option<i64> =
             conn.query_row("SELECT max(id) FROM blocks", [], |r| r.get(0))?;
+        // The upper half of all numbers is kept as negative ones.
+        let ends = "SELECT min(node), max(node) FROM attrs";
+        let (low, high): (i64, i64) = conn.query_row(ends, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        let highest = if low < 0 { -1 } else { high };
         let lenient = conn
             .prepare("SELECT 1 FROM batches WHERE damage IS NOT NULL LIMIT 1")?
             .exists([])?;
@@ -181,6 +187,7 @@ impl Catalog {
             path: path.to_owned(),
             applied,
             next_block: last_block.map_or(0, |b| b as u64 + 1),
+            highest_node: NodeId(highest as u64),
             lenient,
             set_aside: None,
         })
