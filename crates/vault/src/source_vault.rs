@@ -30,6 +30,8 @@ const SYNC_BYTES: u64 = 32 << 20;
 const RESERVE_BYTES: u64 = 64 << 20;
 /// Bytes written between two looks at the free space.
 const LOOK_BYTES: u64 = 8 << 20;
+/// Who sends this little at a time has blocks of the log made ready for what comes next.
+const SMALL_BYTES: u64 = 64 << 10;
 /// Most batches, and most operations, in one step of catalog and mirror.
 const STEP_BATCHES: usize = 32;
 const STEP_OPS: usize = 100_000;
@@ -383,15 +385,16 @@ struct Append {
 }
 
 impl Append {
-    fn run(mut self) {
+    fn run(self) {
+        let shared = self.shared.clone();
         // Also if this thread panics: the apply thread waits for it.
-        let _end = Appended(self.shared.clone());
+        let _end = Appended(shared.clone());
         if let Err((what, retry)) = self.serve() {
-            self.shared.fail(what, retry);
+            shared.fail(what, retry);
         }
     }
 
-    fn serve(&mut self) -> Result<(), (String, bool)> {
+    fn serve(mut self) -> Result<(), (String, bool)> {
         while let Ok(item) = self.records.recv() {
             let mut next = Some(item);
             while let Some(item) = next {
@@ -401,10 +404,15 @@ impl Append {
                 }
                 next = self.records.try_recv().ok();
             }
+            let small = self.unsynced <= SMALL_BYTES;
             self.sync()?;
+            if small && self.records.is_empty() {
+                self.log.reserve().map_err(refusal)?;
+            }
         }
         self.log.abort_batch().map_err(refusal)?;
-        self.sync()
+        self.sync()?;
+        self.log.close().map_err(refusal)
     }
 
     fn take(&mut self, item: Item) -> Result<(), (String, bool)> {

@@ -2,7 +2,9 @@
 //! never touch a byte before the last durable commit.
 
 use super::recover::{Recovered, recover};
-use super::{LogError, Place, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, sync_dir};
+use super::{
+    LogError, Place, RESERVE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, sync_dir,
+};
 use farwrite_core::op::Chain;
 use farwrite_core::record::{Codec, HEADER_BYTES};
 use farwrite_core::{BatchSeq, Commit, Op, Record, RecordKind, codec, limits};
@@ -19,6 +21,10 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
 const ALIGN_FROM_BYTES: u32 = 64 << 10;
 const ALIGN: u64 = 4096;
+/// Fewer zeros than this behind the end are too few for small batches.
+const RESERVE_LOW_BYTES: u64 = RESERVE_BYTES / 16;
+/// Filesystems that overwrite in place, by their magic numbers (statfs(2)): ext2 to ext4, and XFS.
+const IN_PLACE: [i64; 2] = [0xef53, 0x5846_5342];
 
 /// The writer of one source's log. There must be only one: the caller holds the source's lock.
 pub struct LogWriter {
@@ -34,6 +40,10 @@ pub struct LogWriter {
     durable: BatchSeq,
     /// Behind the last durable batch, in the segment of `end`.
     durable_end: u64,
+    /// The file's length, if there are zeros behind the end.
+    reserved: u64,
+    /// Does the filesystem gain by a reserve?
+    in_place: bool,
     open: Option<OpenBatch>,
     poisoned: Option<String>,
 }
@@ -81,6 +91,8 @@ impl LogWriter {
             committed: end.offset,
             durable: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
             durable_end: end.offset,
+            reserved: 0,
+            in_place: rustix::fs::statfs(dir).is_ok_and(|s| IN_PLACE.contains(&s.f_type)),
             last: recovered.last.clone(),
             open: None,
             poisoned: None,
@@ -180,6 +192,8 @@ impl LogWriter {
     /// Closes the segment and starts the next one: old bytes, new header and its name are durable when it returns.
     fn roll(&mut self, first_seq: BatchSeq) -> Result<(), LogError> {
         if self.file.is_some() {
+            self.flush()?;
+            self.drop_reserve()?;
             self.flush_and_sync()?;
         }
         let segment = self.end.segment + 1;
@@ -251,6 +265,56 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Writes zeros behind the end, if there are few: a batch that goes into them changes neither the file's length nor its blocks,
+    /// and fdatasync(2) of it needs no commit of the filesystem's journal. Not while a batch is open. On an I/O error other than
+    /// a full disk the writer is closed for good.
+    pub fn reserve(&mut self) -> Result<(), LogError> {
+        let end = self.end.offset;
+        if let Some(why) = &self.poisoned {
+            return Err(LogError::Poisoned(why.clone()));
+        }
+        let (Some(file), true, None) = (&self.file, self.in_place, &self.open) else {
+            return Ok(());
+        };
+        let room = self.segment_bytes.saturating_sub(end).min(RESERVE_BYTES);
+        if self.reserved >= end + room.min(RESERVE_LOW_BYTES) || !self.buffer.is_empty() {
+            return Ok(());
+        }
+        let from = self.reserved.max(end);
+        let zeros = vec![0; (end + room - from) as usize];
+        if let Err(e) = file.write_all_at(&zeros, from) {
+            tracing::debug!("no reserve: {e}");
+            self.in_place = false;
+            return self.drop_reserve();
+        }
+        self.reserved = end + room;
+        file.sync_data().map_err(|e| {
+            self.poisoned = Some(e.to_string());
+            LogError::io("fsync", &segment_path(&self.dir, self.end.segment), e)
+        })
+    }
+
+    /// Gives the reserve back. Without it the next [`LogWriter::open_sized`] does.
+    pub fn close(mut self) -> Result<(), LogError> {
+        match self.poisoned {
+            Some(_) => Ok(()),
+            None => self.drop_reserve(),
+        }
+    }
+
+    fn drop_reserve(&mut self) -> Result<(), LogError> {
+        if self.reserved > self.end.offset
+            && let Some(file) = &self.file
+        {
+            file.set_len(self.end.offset - self.buffer.len() as u64)
+                .map_err(|e| {
+                    LogError::io("truncate", &segment_path(&self.dir, self.end.segment), e)
+                })?;
+        }
+        self.reserved = 0;
+        Ok(())
+    }
+
     /// After a sync that failed the system may hold pages for clean that never came to the disk (fsync(2), "EIO"): whoever reads
     /// the log anew would take them for durable. So they go; the source has not been told of them, and sends them again.
     fn drop_what_is_not_durable(&self) {
@@ -306,6 +370,7 @@ impl LogWriter {
                 self.poisoned = Some(e.to_string());
                 return Err(LogError::io("truncate", &path, e));
             }
+            self.reserved = 0;
         }
         self.end.offset = self.committed;
         Ok(())

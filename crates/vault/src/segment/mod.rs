@@ -20,6 +20,9 @@ pub use read::{BlockReader, SegmentFiles};
 pub use recover::Recovered;
 pub use scan::{Damage, Found, Scan};
 
+/// Most zeros behind the last batch of the last segment.
+pub const RESERVE_BYTES: u64 = 1 << 20;
+
 use farwrite_core::BatchSeq;
 use farwrite_core::op::BadOp;
 use farwrite_core::record::BadRecord;

@@ -64,6 +64,8 @@ struct Tail {
     header_ok: bool,
     /// There are commits behind `end`.
     lost_commits: bool,
+    /// Zeros behind `len`, which a writer had in reserve.
+    reserve: u64,
 }
 
 /// The batch being scanned.
@@ -87,6 +89,7 @@ impl Tail {
             damage: Vec::new(),
             header_ok: header.is_some(),
             lost_commits: false,
+            reserve: 0,
         };
         let mut next_seq = header.map(|h| h.first_seq);
         let mut pending = Pending::new(header.map(|h| h.chain));
@@ -118,6 +121,8 @@ impl Tail {
                 Found::Pruned { header, .. } => pending.add(&header),
             }
         }
+        tail.reserve = scan.reserve();
+        tail.len -= tail.reserve;
         Ok(tail)
     }
 }
@@ -160,7 +165,7 @@ fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Resul
         sync_dir(dir)?;
         out.set_aside.push(aside);
     }
-    if tail.end < tail.len {
+    if tail.end < tail.len + tail.reserve {
         file.set_len(tail.end)
             .map_err(|e| LogError::io("truncate", &path, e))?;
     }

@@ -1,7 +1,9 @@
 //! Reads a segment record by record and goes on behind damage: at the next 8-byte boundary that holds a valid
 //! record header. It never stops at the first bad byte and never allocates more than one record.
 
-use super::{LogError, Place, PrunedList, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path};
+use super::{
+    LogError, Place, PrunedList, RESERVE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path,
+};
 use bytes::Bytes;
 use farwrite_core::record::{BadRecord, HEADER_BYTES};
 use farwrite_core::{BatchSeq, Record, RecordHeader};
@@ -58,6 +60,7 @@ pub struct Scan {
     header: Result<SegmentHeader, LogError>,
     offset: u64,
     end: u64,
+    reserve: u64,
     skip_block_payloads: bool,
 }
 
@@ -93,6 +96,7 @@ impl Scan {
             header,
             offset: SEGMENT_HEADER_BYTES,
             end,
+            reserve: 0,
             skip_block_payloads: false,
         })
     }
@@ -128,6 +132,11 @@ impl Scan {
         }
     }
 
+    /// Bytes of zeros behind the last record, once the end was reached: a writer's reserve, which only the last segment has.
+    pub fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
     /// The next record or damaged stretch; `None` at the end.
     pub fn next_found(&mut self) -> Result<Option<Found>, LogError> {
         if self.offset >= self.end {
@@ -142,6 +151,11 @@ impl Scan {
             Err((BadRecord::PayloadChecksum, Some(header))) if self.is_pruned(&header)? => {
                 self.offset += header.total_bytes();
                 Ok(Some(Found::Pruned { place, header }))
+            }
+            Err((_, None)) if self.only_zeros()? => {
+                self.reserve = self.end - self.offset;
+                self.end = self.offset;
+                Ok(None)
             }
             Err((why, header)) => {
                 let next = self.resync(header)?;
@@ -164,6 +178,13 @@ impl Scan {
             self.pruned = PrunedList::load(&self.dir, self.segment)?;
         }
         Ok(self.pruned.contains(self.offset, header))
+    }
+
+    /// Is there nothing but a writer's reserve from here on?
+    fn only_zeros(&self) -> Result<bool, LogError> {
+        let mut rest = vec![0; (self.end - self.offset).min(RESERVE_BYTES + 1) as usize];
+        self.read(&mut rest, self.offset)?;
+        Ok(rest.len() as u64 <= RESERVE_BYTES && rest.iter().all(|b| *b == 0))
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), LogError> {

@@ -182,6 +182,145 @@ fn a_torn_batch_in_front_of_a_whole_one_is_cut_unless_it_was_durable_once() {
 }
 
 #[test]
+fn a_reserve_is_filled_given_back_and_never_part_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let batches = small_batches(&mut Maker::new(), 4);
+    let length = || {
+        std::fs::metadata(segment_path(dir.path(), 1))
+            .unwrap()
+            .len()
+    };
+    let write = |log: &mut LogWriter, n: usize| {
+        batches[n].iter().for_each(|r| append(log, r));
+        log.sync().unwrap();
+    };
+    write(&mut log, 0);
+    log.reserve().unwrap();
+    let reserved = length();
+    let end = log.committed_end().offset;
+    let magic = rustix::fs::statfs(dir.path()).unwrap().f_type;
+    if [0xef53, 0x5846_5342].contains(&magic) {
+        assert_eq!(reserved, end + RESERVE_BYTES);
+    } else {
+        assert_eq!(reserved, end, "nothing is gained on this filesystem");
+    }
+    write(&mut log, 1);
+    // Half a batch that is taken back, and a whole one.
+    append(&mut log, &batches[2][0]);
+    log.write_out().unwrap();
+    log.abort_batch().unwrap();
+    write(&mut log, 2);
+    log.reserve().unwrap();
+    let mut scan = Scan::open(dir.path(), 1).unwrap();
+    let found: Vec<Found> = std::iter::from_fn(|| scan.next_found().unwrap()).collect();
+    assert!(found.iter().all(|f| matches!(f, Found::Record { .. })));
+    assert_eq!(scan.place(), log.committed_end());
+    assert_eq!(scan.reserve(), length() - log.committed_end().offset);
+
+    // As after a loss of power, and then in good order.
+    drop(log);
+    let (mut log, r) = open(dir.path(), 0, u64::MAX);
+    assert_eq!((r.dropped_bytes, r.set_aside.len()), (0, 0));
+    assert_eq!(r.last.unwrap().seq, BatchSeq(3));
+    assert_eq!(length(), log.committed_end().offset);
+    write(&mut log, 3);
+    log.reserve().unwrap();
+    let end = log.committed_end();
+    log.close().unwrap();
+    assert_eq!(length(), end.offset);
+    assert_eq!(read_all(dir.path(), end).len(), 4);
+}
+
+#[test]
+fn a_closed_segment_has_no_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, 600);
+    for batch in small_batches(&mut Maker::new(), 20) {
+        batch.iter().for_each(|r| append(&mut log, r));
+        log.sync().unwrap();
+        log.reserve().unwrap();
+    }
+    let segments = list_segments(dir.path()).unwrap();
+    assert!(segments.len() > 5);
+    for s in &segments[..segments.len() - 1] {
+        let mut scan = Scan::open(dir.path(), *s).unwrap();
+        while let Some(found) = scan.next_found().unwrap() {
+            assert!(matches!(found, Found::Record { .. }));
+        }
+        assert_eq!(scan.reserve(), 0);
+    }
+    assert_eq!(read_all(dir.path(), log.committed_end()).len(), 20);
+}
+
+/// What is written into a reserve comes to the disk page by page, in any order.
+#[test]
+fn a_batch_torn_in_the_reserve_is_cut_and_what_was_durable_stays() {
+    const SECTOR: usize = 512;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let mut maker = Maker::new();
+    let mut batches = small_batches(&mut maker, 3);
+    let body = Rng(7).bytes(6000);
+    batches.push(maker.batch(&[], &[body]));
+    batches[..3]
+        .iter()
+        .flatten()
+        .for_each(|r| append(&mut log, r));
+    log.sync().unwrap();
+    let durable = log.committed_end().offset as usize;
+    batches[3].iter().for_each(|r| append(&mut log, r));
+    log.sync().unwrap();
+    let whole = std::fs::read(segment_path(dir.path(), 1)).unwrap();
+    let sectors = durable / SECTOR..whole.len().div_ceil(SECTOR);
+    for arrived in 0..1u32 << sectors.len() {
+        let mut bytes = whole[..durable].to_vec();
+        bytes.resize(durable + RESERVE_BYTES as usize, 0);
+        for (i, sector) in sectors.clone().enumerate() {
+            let range = (sector * SECTOR).max(durable)..((sector + 1) * SECTOR).min(whole.len());
+            if arrived & 1 << i != 0 {
+                bytes[range.clone()].copy_from_slice(&whole[range]);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(segment_path(dir.path(), 1), &bytes).unwrap();
+        let (mut log, r) = open(dir.path(), 0, u64::MAX);
+        let last = r.last.unwrap().seq.0;
+        let all = bytes[..whole.len()] == whole[..];
+        assert_eq!(last, 3 + u64::from(all), "sectors {arrived:b}");
+        if !all {
+            batches[3].iter().for_each(|r| append(&mut log, r));
+        }
+        assert_eq!(log.sync().unwrap(), BatchSeq(4));
+        let now = std::fs::read(segment_path(dir.path(), 1)).unwrap();
+        assert!(now == whole, "sectors {arrived:b}");
+    }
+}
+
+#[test]
+fn more_zeros_than_a_reserve_are_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    small_batches(&mut Maker::new(), 2)
+        .iter()
+        .flatten()
+        .for_each(|r| append(&mut log, r));
+    log.sync().unwrap();
+    let end = log.committed_end().offset;
+    let file = std::fs::File::options()
+        .write(true)
+        .open(segment_path(dir.path(), 1))
+        .unwrap();
+    for (more, damaged) in [(RESERVE_BYTES, 0), (RESERVE_BYTES + 8, 1)] {
+        file.set_len(end + more).unwrap();
+        let mut scan = Scan::open(dir.path(), 1).unwrap();
+        let found = std::iter::from_fn(|| scan.next_found().unwrap());
+        let damage = found.filter(|f| matches!(f, Found::Damage(_))).count();
+        assert_eq!(damage, damaged, "{more}");
+    }
+}
+
+#[test]
 fn a_batch_that_lies_about_itself_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path(), 0, u64::MAX);
