@@ -11,6 +11,7 @@ pub mod restore;
 pub mod retention;
 pub mod segment;
 pub mod source_vault;
+mod turns;
 pub mod vault;
 pub mod verify;
 

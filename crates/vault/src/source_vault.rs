@@ -38,6 +38,11 @@ const STEP_OPS: usize = 100_000;
 /// A batch that comes this long after the last step is begun with before it is durable. Under load, batches gather meanwhile:
 /// one step for several costs less.
 const LONE: Duration = Duration::from_millis(5);
+/// A step over one of these waits for its turn, if more sources have such steps than there are processors; a smaller one goes ahead.
+const SMALL_STEP_OPS: usize = 64;
+const SMALL_STEP_BYTES: u64 = 1 << 20;
+/// Most operations in a step while others wait; a batch is not divided.
+const SHARED_STEP_OPS: usize = 250;
 /// The mirror is put on the disk this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -537,6 +542,7 @@ impl Apply {
         let mut reader = self.catalog.log_reader(&self.log_dir)?;
         let mut passed = Passed::default();
         let mut stepped = Instant::now();
+        let turns = self.vault.turns();
         loop {
             keeper::forget(&self.shared, &mut self.catalog)?;
             let due = {
@@ -579,7 +585,12 @@ impl Apply {
                 // Who woke this thread up is about to wait for the disk: that comes first, also on the same processor.
                 std::thread::yield_now();
             }
-            let read = read_step(&mut reader, end);
+            let most = if turns.is_contended() {
+                SHARED_STEP_OPS
+            } else {
+                STEP_OPS
+            };
+            let read = read_step(&mut reader, end, most);
             let nothing = read.as_ref().map_or(true, Vec::is_empty);
             if let Some(seq) = ahead
                 && nothing
@@ -602,7 +613,12 @@ impl Apply {
                 };
                 return Err(CatalogError::from(missing).into());
             }
+            let ops: usize = batches.iter().map(|b| b.ops.len()).sum();
+            let bytes: u64 = batches.iter().map(|b| b.bytes).sum();
+            let large = ops > SMALL_STEP_OPS || bytes > SMALL_STEP_BYTES;
+            let turn = large.then(|| turns.take());
             let stood = self.step(&batches)?;
+            drop(turn);
             stepped = Instant::now();
             if !stood {
                 // They did not become durable. Nothing more will.
@@ -780,9 +796,13 @@ impl Passed {
     }
 }
 
-fn read_step(reader: &mut BatchReader, end: Place) -> Result<Vec<LoggedBatch>, CatalogError> {
+fn read_step(
+    reader: &mut BatchReader,
+    end: Place,
+    most_ops: usize,
+) -> Result<Vec<LoggedBatch>, CatalogError> {
     let (mut batches, mut ops) = (Vec::new(), 0);
-    while batches.len() < STEP_BATCHES && ops < STEP_OPS {
+    while batches.len() < STEP_BATCHES && ops < most_ops {
         match reader.next_batch(end)? {
             Some(b) => {
                 ops += b.ops.len();

@@ -5,6 +5,7 @@ use crate::catalog::{self, Mark};
 use crate::retention::{Brake, Kept, Policy};
 use crate::segment::{LogError, list_segments, segment_path};
 use crate::source_vault::LastPrune;
+use crate::turns::Turns;
 use farwrite_core::{BatchSeq, SourceName, Timestamp};
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Newest version of the vault's layout that is known.
 pub const VAULT_FORMAT: u32 = 2;
@@ -106,6 +108,8 @@ pub struct SourceInfo {
 pub struct Vault {
     dir: PathBuf,
     info: VaultInfo,
+    /// Of all that are opened through this value and its clones.
+    turns: Arc<Turns>,
 }
 
 /// How a source stands; readable while it is being written.
@@ -166,6 +170,7 @@ impl Vault {
         Ok(Vault {
             dir: dir.to_owned(),
             info,
+            turns: Arc::new(Turns::one_for_each_processor()),
         })
     }
 
@@ -189,7 +194,13 @@ impl Vault {
         Ok(Vault {
             dir: dir.to_owned(),
             info: load_toml(&path)?,
+            turns: Arc::new(Turns::one_for_each_processor()),
         })
+    }
+
+    /// Whose turn it is to bring catalog and mirror forward.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        self.turns.clone()
     }
 
     /// Keeps programs away that know nothing of pruning.

@@ -38,6 +38,8 @@ const TAKE_OVER_WITHIN: Duration = Duration::from_secs(20);
 /// How long an ended session may take to send its last words, and again how long to read on after a refusal so that it is
 /// not lost in a connection reset.
 const LINGER: Duration = Duration::from_secs(2);
+/// After reading this much from one connection, others that have sent something come first.
+const SHARE_BYTES: usize = 256 << 10;
 /// At a shutdown, how long to wait for the sessions.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
 /// When sources should come back after a shutdown.
@@ -354,8 +356,13 @@ where
     let mut job: Option<Job> = None;
     let mut new = true;
     let mut ended_at: Option<Duration> = None;
+    let mut unshared = 0;
 
     loop {
+        if unshared >= SHARE_BYTES {
+            unshared = 0;
+            tokio::task::yield_now().await;
+        }
         let now = start.elapsed();
         while job.is_none()
             && opening.is_none()
@@ -406,6 +413,7 @@ where
                 Ok(0) => session.lost(SessionEnd::Lost("closed by the source".into())),
                 Ok(_) => {
                     session.received(start.elapsed(), &input);
+                    unshared += input.len();
                     input.clear();
                 }
                 Err(e) => session.lost(SessionEnd::Lost(e.to_string())),
