@@ -313,6 +313,10 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
+/// Beyond this the databases of a process give up pages that they have cached before they ask for more memory
+/// (<https://www.sqlite.org/pragma.html#pragma_soft_heap_limit>).
+const HEAP_BYTES: i64 = 256 << 20;
+
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
     conn.busy_timeout(BUSY)?;
@@ -321,6 +325,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
     conn.pragma_update(None, "synchronous", "NORMAL")?;
     conn.pragma_update(None, "cache_size", -65536)?;
+    conn.pragma_update(None, "soft_heap_limit", HEAP_BYTES)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(conn)
 }

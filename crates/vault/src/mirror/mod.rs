@@ -184,13 +184,16 @@ impl Mirror {
         if delta.cleared {
             return self.reconcile(catalog, from);
         }
-        match catalog.reading(|| step::Step::new(self, catalog, from, delta).run())? {
+        let done = match catalog.reading(|| step::Step::new(self, catalog, from, delta).run())? {
             Err(e) if e.is_surprise() => {
                 tracing::warn!("{e}: comparing the whole mirror with the catalog");
                 self.reconcile(catalog, from)
             }
             other => other,
-        }
+        };
+        // The next step has blocks of its own, and other sources have mirrors too.
+        self.blocks.forget();
+        done
     }
 
     /// Makes the mirror what the catalog's last batch says, whatever it is now. Files changed or moved after

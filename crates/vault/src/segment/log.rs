@@ -17,7 +17,7 @@ pub const SEGMENT_BYTES: u64 = 256 << 20;
 /// Most bytes of decoded operations in one batch.
 pub const BATCH_OPS_BYTES_MAX: u64 = 512 << 20;
 /// Bytes gathered before they are written to the file.
-const BUFFER_BYTES: usize = 1 << 20;
+const BUFFER_BYTES: usize = 256 << 10;
 /// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
 const ALIGN_FROM_BYTES: u32 = 64 << 10;
 const ALIGN: u64 = 4096;
@@ -87,7 +87,7 @@ impl LogWriter {
             segment_bytes,
             file,
             end,
-            buffer: Vec::with_capacity(BUFFER_BYTES + limits::RECORD_BYTES),
+            buffer: Vec::new(),
             committed: end.offset,
             durable: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
             durable_end: end.offset,
@@ -250,6 +250,7 @@ impl LogWriter {
             })?;
         }
         self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_BYTES);
         Ok(())
     }
 

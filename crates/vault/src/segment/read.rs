@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Segment files kept open.
 const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
-/// Bytes of decoded blocks kept.
-const CACHE_BYTES: usize = 32 << 20;
+/// Bytes of decoded blocks kept: small files that came together are in the same block, and are asked for one after another.
+const CACHE_BYTES: usize = 8 << 20;
 
 /// Reads records out of the segments of one directory.
 pub struct SegmentFiles {
@@ -113,6 +113,12 @@ impl BlockReader {
             cache: LruCache::unbounded(),
             cached_bytes: 0,
         }
+    }
+
+    /// Gives the decoded blocks back.
+    pub fn forget(&mut self) {
+        self.cache.clear();
+        self.cached_bytes = 0;
     }
 
     /// A block's raw bytes.
