@@ -40,6 +40,7 @@ PROGRAM ?= $(BINARY)
 
 bench: build
 	@scripts/setup bench
+	cargo build --release --locked -p farwrite --example sources
 	cargo bench --locked -p farwrite --bench hot
 	bench/run --runs $(RUNS) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 

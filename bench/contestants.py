@@ -4,7 +4,6 @@ A contestant that mirrors continuously is started on a source directory and says
 copies a tree when it is told to. Every process started here is stopped by `stop`, whatever happens in between.
 """
 
-import http.client
 import json
 import os
 import re
@@ -25,8 +24,8 @@ class Failed(Exception):
 
 def run(*args, **kw):
     """Runs a command to its end; its output. Fails with the end of what it said."""
-    kw = {"stdout": subprocess.PIPE, **kw}
-    done = subprocess.run([str(a) for a in args], stderr=subprocess.PIPE, text=True, timeout=DEADLINE, **kw)
+    kw = {"stdout": subprocess.PIPE, "timeout": DEADLINE, **kw}
+    done = subprocess.run([str(a) for a in args], stderr=subprocess.PIPE, text=True, **kw)
     if done.returncode != 0:
         raise Failed(f"{' '.join(map(str, args[:4]))} ...: {(done.stderr or done.stdout or '')[-400:]}")
     return done.stdout
@@ -149,10 +148,12 @@ class Farwrite(Contestant):
         self.server = self.spawn(*self.command("vault", "serve", self.vault, "--listen", f"127.0.0.1:{self.port}"))
         wait("the vault listens", lambda: socket.create_connection(("127.0.0.1", self.port), 1).close() is None, 30)
 
+    def invite(self, name):
+        said = run(self.program, "vault", "invite", self.vault, "--name", name, "--address", f"127.0.0.1:{self.dial}")
+        return re.search(r"farwrite1:\S+", said)[0]
+
     def add(self, source):
-        invite = run(self.program, "vault", "invite", self.vault, "--name", "bench", "--address", f"127.0.0.1:{self.dial}")
-        invite = re.search(r"farwrite1:\S+", invite)[0]
-        run(self.program, "source", "add", source, "--to", invite, "--state", self.state)
+        run(self.program, "source", "add", source, "--to", self.invite("bench"), "--state", self.state)
         self.source = Path(source)
 
     def run_source(self):
@@ -178,27 +179,6 @@ class Farwrite(Contestant):
         """Over the network as a source does, or from the directory of the vault, as the others do."""
         origin = ["--vault-dir", self.vault, "--source", "bench"] if beside else ["--state", self.state]
         run(self.program, "restore", self.source, "--to", to, *origin)
-
-
-class Control(http.client.HTTPConnection):
-    """A daemon's control socket: what is asked by it costs no process."""
-
-    def __init__(self, state):
-        super().__init__("localhost", timeout=DEADLINE)
-        self.path = str(state / "control.sock")
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-    def flush(self):
-        body = json.dumps({"timeout_ms": int(DEADLINE * 1000)})
-        self.request("POST", "/v1/flush", body, {"Content-Type": "application/json"})
-        answer = self.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise Failed(f"flush: {answer.status} {text[:300]}")
 
 
 class Rsync(Contestant):

@@ -3,6 +3,7 @@
 In every row contestants take turns, and what they copied is compared with the source before a figure counts.
 """
 
+import json
 import os
 import random
 import re
@@ -13,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from contestants import (Borg, Control, Cp, Failed, Farwrite, Lsyncd, Restic, Rsync, Syncthing, differences, free_port,
+from contestants import (DEADLINE, Borg, Cp, Failed, Farwrite, Lsyncd, Restic, Rsync, Syncthing, differences, free_port,
                          process_figures, run, wait)
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -33,6 +34,10 @@ class Row:
         if text not in self.notes:
             self.notes.append(text)
             print(f"    {text}", flush=True)
+
+
+def quantile(samples, q):
+    return sorted(samples)[min(len(samples) - 1, int(q * len(samples)))]
 
 
 def synced(path, work):
@@ -530,65 +535,37 @@ def distance(bench):
     return row
 
 
-def many(bench, sources=200, files=250):
-    """Directories of as many sources filled at one moment, against one source with all of them."""
+def many(bench, sources=200, directories=32, files=32):
+    """As many simulated sources (crates/farwrite/examples/sources.rs) send the backup of 8 MB each, against one that sends all of it:
+    the vault's part of the work and no other."""
     row = Row(f"{sources} sources at once to one vault", "MB/s")
     chance = random.Random(6)
-    template = bench.data / "many"
-    if not template.exists():
+    everything = bench.data / "many"
+    if not (bench.data / "many.done").exists():
+        shutil.rmtree(everything, ignore_errors=True)
         for s in range(sources):
-            for i in range(files):
-                file = template / f"s{s}" / f"{i}"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(chance.randbytes(8192))
-    megabytes = sources * files * 8192 / 1e6
+            for d in range(directories):
+                top = everything / f"s{s}" / f"{d}"
+                top.mkdir(parents=True)
+                for i in range(files):
+                    (top / f"{i}").write_bytes(chance.randbytes(8192))
+        (bench.data / "many.done").touch()
     for _ in range(bench.runs):
-        for name, count in (("one source", 1), (f"{sources} sources together", sources)):
+        for name, count, top in (("one source", 1, everything), (f"{sources} sources together", sources, everything / "s0")):
             bench.fresh()
             with Farwrite(bench.place, bench.program) as c:
-                ends = at_once(bench, c, count, sources, template)
-            row.add(name, megabytes / max(ends))
-            if count > 1:
-                row.note(f"the first source was done after {min(ends):.2f} s, the median after {sorted(ends)[count // 2]:.2f} s, the last after {max(ends):.2f} s")
+                invites = [c.invite(f"s{s}") for s in range(count)]
+                figures = json.loads(run(bench.simulated, top, input="\n".join(invites)))
+                for s in range(count):
+                    equal(top, f"{c.vault}/sources/s{s}/mirror{top}")
+            for what in "durable", "mirrored":
+                ends, half = figures[what]["ends"], figures[what]["at_half"]
+                row.add(f"{name}, {what}", count * figures["bytes"] / max(ends) / 1e6)
+                if count > 1:
+                    some = [f"{100 * quantile(half, q) / figures['batches']:.0f} %" for q in (0, 0.1, 0.9, 1)]
+                    row.note(f"{what}: the first source was done after {min(ends):.2f} s, a tenth after {quantile(ends, 0.1):.2f} s, all after "
+                             f"{max(ends):.2f} s; when half of all was, four of five sources were at {some[1]} to {some[2]}, all at {some[0]} to {some[3]}")
     return row
-
-
-def at_once(bench, c, count, directories, template):
-    """When each of `count` sources, which share the directories, has all of them in the mirror, from the moment on when they are filled."""
-    field, stock = bench.field(c), bench.fields / "stock"
-    run("cp", "-a", template, stock)
-    # An instance for each of them; the usual limit is 128 for a user.
-    most = Path("/proc/sys/fs/inotify/max_user_instances")
-    most.write_text(str(max(int(most.read_text()), 4 * count)))
-    states = [c.place / f"state{s}" for s in range(count)]
-    for s, state in enumerate(states):
-        (field / f"{s}").mkdir()
-        invite = run(bench.program, "vault", "invite", c.vault, "--name", f"s{s}", "--address", f"127.0.0.1:{c.port}")
-        run(bench.program, "source", "add", field / f"{s}", "--to", re.search(r"farwrite1:\S+", invite)[0], "--state", state)
-        c.spawn(bench.program, "source", "run", "--state", state, "--sensor", "inotify")
-    for state in states:
-        wait("the source answers", lambda: (state / "control.sock").exists(), 120)
-        Control(state).flush()
-    quiet(field)
-    ends = [None] * count
-    begin = time.monotonic()
-    for d in range(directories):
-        (stock / f"s{d}").rename(field / f"{d % count}" / f"s{d}")
-
-    def one(s):
-        Control(states[s]).flush()
-        ends[s] = time.monotonic() - begin
-
-    threads = [threading.Thread(target=one, args=(s,)) for s in range(count)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    if None in ends:
-        raise Failed("not every source was done")
-    for s in range(count):
-        equal(field / f"{s}", f"{c.vault}/sources/s{s}/mirror{field}/{s}")
-    return ends
 
 
 def restore(bench, source, title, peers):
@@ -640,18 +617,33 @@ def delta_exact(bench):
     row = Row("4 KiB changed in a sparse file of 4 GiB, in a virtual machine without hardware support")
     here = Path(__file__).resolve().parent
     out = run(here.parent / "vm" / "run", "--keep", "--kernel", "6.12", here / "vm-delta.sh")
-    for line in out.splitlines():
-        words = line.split()
-        if "FIGURE" in words:
-            who, seconds = words[words.index("FIGURE") + 1:][:2]
-            row.add(who, float(seconds))
-        elif "bytes read" in line:
-            row.note(line.strip())
+    figures_of(row, out, "bytes read")
     return row
+
+
+def restart_exact(bench):
+    """A restart with the module over a million unchanged files, in a virtual machine; the first backup of the million is made here."""
+    row = Row("restart of the source, 1,000,000 files unchanged, in a virtual machine without hardware support")
+    here = Path(__file__).resolve().parent
+    image = bench.data / "million.ext4"
+    if not image.exists():
+        run(here / "million-in-image", image, million(bench), bench.program, timeout=2 * DEADLINE)
+    out = run(here.parent / "vm" / "run", "--keep", "--kernel", "6.12", "--ext4", image, here / "vm-restart.sh", timeout=2 * DEADLINE)
+    figures_of(row, out, "names looked at")
+    return row
+
+
+def figures_of(row, out, notes):
+    """What a script in a virtual machine has measured: `FIGURE WHO SECONDS`, and lines with `notes` in them."""
+    for line in out.splitlines():
+        if found := re.search(r"^note: FIGURE (.*) (\S+)$", line):
+            row.add(found[1], float(found[2]))
+        elif line.startswith("note: ") and notes in line:
+            row.note(line.removeprefix("note: "))
 
 
 ROWS = {
     "latency": latency, "delta": delta, "delta-exact": delta_exact, "first-tree": first_tree, "first-large": first_large, "storm": storm, "flood": flood,
-    "application": application, "idle": idle, "distance": distance, "many": many, "restore-tree": restore_tree,
-    "restore-large": restore_large,
+    "application": application, "idle": idle, "distance": distance, "many": many, "restart-exact": restart_exact,
+    "restore-tree": restore_tree, "restore-large": restore_large,
 }

@@ -1,0 +1,34 @@
+# The source is started again and again over a million files that nobody has changed: with the module, which has watched meanwhile, nothing is compared.
+# /mnt/ext4 is what bench/million-in-image has made.
+# deadline: 3000
+# memory: 4096
+. /payload/source.sh
+export FARWRITE_STATE=/mnt/ext4/state
+VAULT=/mnt/ext4/vault
+
+# now: seconds since the start, with hundredths.
+now() { cut -d' ' -f1 /proc/uptime; }
+figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
+
+insmod /payload/farwrite.ko
+farwrite vault serve --listen $ADDRESS $VAULT >/tmp/vault.log 2>&1 &
+until_true 60 vault_answers
+begin=$(now)
+start_source kmod
+farwrite flush --timeout 2400s
+figure "the first time: all is compared" $begin $(now)
+begin=$(now)
+find $SRC -type f -newer /payload/farwrite | wc -l
+figure "find -newer" $begin $(now)
+for i in 1 2 3 4 5; do
+    kill $DAEMON
+    wait $DAEMON
+    begin=$(now)
+    start_source kmod
+    farwrite flush --timeout 120s
+    figure "farwrite, kmod" $begin $(now)
+    note "$(number entries) names looked at"
+done
+echo changed >$SRC/0/0
+farwrite flush --timeout 120s
+note "after a change: $(number entries) names looked at"
