@@ -27,10 +27,10 @@ pub const SUBMIT_BYTES: usize = 32 << 20;
 /// Bytes appended before a durable commit is reported even if more records wait.
 const SYNC_BYTES: u64 = 32 << 20;
 /// Batches are refused if less than this is free, or less than 1 % of the disk if that is smaller.
-const RESERVE_BYTES: u64 = 64 << 20;
+const KEEP_FREE_BYTES: u64 = 64 << 20;
 /// Bytes written between two looks at the free space.
 const LOOK_BYTES: u64 = 8 << 20;
-/// Who sends this little at a time has blocks of the log made ready for what comes next.
+/// After commits of no more bytes than this, zeros are reserved for the next.
 const SMALL_BYTES: u64 = 64 << 10;
 /// Most batches, and most operations, in one step of catalog and mirror.
 const STEP_BATCHES: usize = 32;
@@ -159,6 +159,7 @@ impl SourceVault {
             log_dir: log_dir.clone(),
             unlooked: u64::MAX,
             unsynced: 0,
+            uncommitted: 0,
         };
         let apply = Apply {
             shared: shared.clone(),
@@ -387,19 +388,20 @@ struct Append {
     log_dir: PathBuf,
     unlooked: u64,
     unsynced: u64,
+    /// Bytes since the log last had no batch open.
+    uncommitted: u64,
 }
 
 impl Append {
-    fn run(self) {
-        let shared = self.shared.clone();
+    fn run(mut self) {
         // Also if this thread panics: the apply thread waits for it.
-        let _end = Appended(shared.clone());
+        let _end = Appended(self.shared.clone());
         if let Err((what, retry)) = self.serve() {
-            shared.fail(what, retry);
+            self.shared.fail(what, retry);
         }
     }
 
-    fn serve(mut self) -> Result<(), (String, bool)> {
+    fn serve(&mut self) -> Result<(), (String, bool)> {
         while let Ok(item) = self.records.recv() {
             let mut next = Some(item);
             while let Some(item) = next {
@@ -409,15 +411,18 @@ impl Append {
                 }
                 next = self.records.try_recv().ok();
             }
-            let small = self.unsynced <= SMALL_BYTES;
             self.sync()?;
-            if small && self.records.is_empty() {
-                self.log.reserve().map_err(refusal)?;
+            // Bytes that are not committed yet count for the batch that they belong to.
+            if self.log.open_batch().is_none() {
+                let small = std::mem::take(&mut self.uncommitted) <= SMALL_BYTES;
+                if small && self.records.is_empty() {
+                    self.log.reserve().map_err(refusal)?;
+                }
             }
         }
         self.log.abort_batch().map_err(refusal)?;
         self.sync()?;
-        self.log.close().map_err(refusal)
+        self.log.drop_reserve().map_err(refusal)
     }
 
     fn take(&mut self, item: Item) -> Result<(), (String, bool)> {
@@ -431,6 +436,7 @@ impl Append {
         }
         self.unlooked = self.unlooked.saturating_add(bytes);
         self.unsynced += bytes;
+        self.uncommitted += bytes;
         let done = self.log.append(&record);
         self.shared.state.lock().waiting_bytes -= bytes as usize;
         self.shared.room.notify_all();
@@ -445,7 +451,7 @@ impl Append {
         let stat = rustix::fs::statvfs(&self.log_dir)
             .map_err(|e| (format!("cannot ask for free space: {e}"), true))?;
         let (free, all) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);
-        if free < RESERVE_BYTES.min(all / 100) + bytes {
+        if free < KEEP_FREE_BYTES.min(all / 100) + bytes {
             let what = format!(
                 "disk full: {} MiB free at {}",
                 free >> 20,
@@ -616,7 +622,7 @@ impl Apply {
             let ops: usize = batches.iter().map(|b| b.ops.len()).sum();
             let bytes: u64 = batches.iter().map(|b| b.bytes).sum();
             let large = ops > SMALL_STEP_OPS || bytes > SMALL_STEP_BYTES;
-            let turn = large.then(|| turns.take());
+            let turn = large.then(|| turns.take()).flatten();
             let stood = self.step(&batches)?;
             drop(turn);
             stepped = Instant::now();

@@ -6,6 +6,10 @@
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Whoever has waited this long works without a turn: one source's dead disk must not stop all others.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Debug)]
@@ -16,7 +20,8 @@ pub(crate) struct Turns {
 #[derive(Debug)]
 struct State {
     free: usize,
-    waiting: VecDeque<Sender<()>>,
+    tickets: u64,
+    waiting: VecDeque<(u64, Sender<()>)>,
 }
 
 /// Held while at work.
@@ -28,6 +33,7 @@ impl Turns {
         Turns {
             state: Mutex::new(State {
                 free: at_once,
+                tickets: 0,
                 waiting: VecDeque::new(),
             }),
         }
@@ -43,18 +49,30 @@ impl Turns {
         !self.state.lock().waiting.is_empty()
     }
 
-    /// Waits for a turn. Who has one must not take another.
-    pub(crate) fn take(&self) -> Turn<'_> {
+    /// Waits for a turn; `None` after [`PATIENCE`]. Who has one must not take another.
+    pub(crate) fn take(&self) -> Option<Turn<'_>> {
+        self.take_within(PATIENCE)
+    }
+
+    fn take_within(&self, patience: Duration) -> Option<Turn<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
             state.free -= 1;
-            return Turn(self);
+            return Some(Turn(self));
         }
         let (sender, mine) = bounded(1);
-        state.waiting.push_back(sender);
+        state.tickets += 1;
+        let ticket = state.tickets;
+        state.waiting.push_back((ticket, sender));
         drop(state);
-        mine.recv().expect("whoever waits is called");
-        Turn(self)
+        if mine.recv_timeout(patience).is_ok() {
+            return Some(Turn(self));
+        }
+        let mut state = self.state.lock();
+        let queued = state.waiting.len();
+        state.waiting.retain(|(other, _)| *other != ticket);
+        // No longer in the queue: called at the last moment.
+        (state.waiting.len() == queued).then(|| Turn(self))
     }
 }
 
@@ -62,8 +80,8 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         match state.waiting.pop_front() {
-            // There is room for it, and its receiver waits.
-            Some(next) => next.send(()).expect("nobody leaves the queue"),
+            // There is room for it. Whoever does not listen any more finds out that it is no longer in the queue.
+            Some((_, next)) => next.send(()).unwrap_or_default(),
             None => state.free += 1,
         }
     }
@@ -73,42 +91,69 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::time::Instant;
+
+    fn queued(turns: &Turns, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while turns.state.lock().waiting.len() != count {
+            assert!(Instant::now() < deadline, "never {count} in the queue");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
-    fn as_many_at_once_as_may_and_then_in_their_order() {
-        let turns = Turns::new(2);
-        let (at_work, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    fn one_after_another_in_their_order() {
+        let turns = Turns::new(1);
         let order = Mutex::new(Vec::new());
-        let held = (turns.take(), turns.take());
+        let held = turns.take().unwrap();
         std::thread::scope(|scope| {
             for i in 0..20 {
-                let (turns, at_work, most, order) = (&turns, &at_work, &most, &order);
+                let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let _turn = turns.take();
-                    most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let _turn = turns.take_within(Duration::MAX).unwrap();
                     order.lock().push(i);
-                    std::thread::sleep(Duration::from_millis(1));
-                    at_work.fetch_sub(1, Ordering::SeqCst);
                 });
-                let deadline = std::time::Instant::now() + Duration::from_secs(60);
-                while turns.state.lock().waiting.len() <= i {
-                    assert!(
-                        std::time::Instant::now() < deadline,
-                        "thread {i} never queued"
-                    );
-                    std::thread::yield_now();
-                }
+                queued(turns, i + 1);
             }
             assert!(turns.is_contended());
             drop(held);
         });
+        assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>());
+        assert!(turns.state.lock().free == 1 && !turns.is_contended());
+    }
+
+    #[test]
+    fn no_more_at_once_than_may() {
+        let turns = Turns::new(2);
+        let (at_work, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _turn = turns.take_within(Duration::MAX).unwrap();
+                        most.fetch_max(
+                            at_work.fetch_add(1, Ordering::SeqCst) + 1,
+                            Ordering::SeqCst,
+                        );
+                        std::thread::yield_now();
+                        at_work.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
         assert!(most.load(Ordering::SeqCst) <= 2);
-        // Two at once may note themselves in either order.
-        for (at, i) in order.lock().iter().enumerate() {
-            assert!(at.abs_diff(*i) <= 2, "{:?}", order.lock());
-        }
         assert_eq!(turns.state.lock().free, 2);
-        assert!(!turns.is_contended());
+    }
+
+    #[test]
+    fn whoever_holds_a_turn_for_ever_does_not_stop_the_others() {
+        let turns = Turns::new(1);
+        let held = turns.take().unwrap();
+        assert!(turns.take_within(Duration::from_millis(1)).is_none());
+        queued(&turns, 0);
+        drop(held);
+        // Whoever gave up has left nothing behind.
+        drop(turns.take_within(Duration::from_millis(1)).unwrap());
+        assert_eq!(turns.state.lock().free, 1);
     }
 }

@@ -314,7 +314,8 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Beyond this the databases of a process give up pages that they have cached before they ask for more memory
-/// (<https://www.sqlite.org/pragma.html#pragma_soft_heap_limit>).
+/// (<https://www.sqlite.org/pragma.html#pragma_soft_heap_limit>; one pool of pages for all of them needs
+/// `SQLITE_ENABLE_MEMORY_MANAGEMENT`, with which the bundled SQLite is built).
 const HEAP_BYTES: i64 = 256 << 20;
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -204,7 +204,9 @@ impl Mirror {
         self.forget_ahead();
         self.dirs.clear();
         let view = catalog.view(catalog.applied());
-        catalog.reading(|| reconcile::Reconcile::new(self, view, trusted)?.run())?
+        let done = catalog.reading(|| reconcile::Reconcile::new(self, view, trusted)?.run());
+        self.blocks.forget();
+        done?
     }
 
     /// Writes everything to the disk.

@@ -23,8 +23,10 @@ const ALIGN_FROM_BYTES: u32 = 64 << 10;
 const ALIGN: u64 = 4096;
 /// Fewer zeros than this behind the end are too few for small batches.
 const RESERVE_LOW_BYTES: u64 = RESERVE_BYTES / 16;
+/// With less free space than this there is no reserve.
+const RESERVE_FREE_BYTES: u64 = 256 << 20;
 /// Filesystems that overwrite in place, by their magic numbers (statfs(2)): ext2 to ext4, and XFS.
-const IN_PLACE: [i64; 2] = [0xef53, 0x5846_5342];
+const IN_PLACE: [rustix::fs::FsWord; 2] = [0xef53, 0x5846_5342];
 
 /// The writer of one source's log. There must be only one: the caller holds the source's lock.
 pub struct LogWriter {
@@ -194,7 +196,10 @@ impl LogWriter {
         if self.file.is_some() {
             self.flush()?;
             self.drop_reserve()?;
-            self.flush_and_sync()?;
+            if let Err(e) = self.flush_and_sync() {
+                self.drop_what_is_not_durable();
+                return Err(e);
+            }
         }
         let segment = self.end.segment + 1;
         let path = segment_path(&self.dir, segment);
@@ -267,50 +272,51 @@ impl LogWriter {
     }
 
     /// Writes zeros behind the end, if there are few: a batch that goes into them changes neither the file's length nor its blocks,
-    /// and fdatasync(2) of it needs no commit of the filesystem's journal. Not while a batch is open. On an I/O error other than
-    /// a full disk the writer is closed for good.
+    /// and fdatasync(2) of it needs no commit of the filesystem's journal. Only if all that was appended is durable. Zeros that cannot
+    /// be written are done without; if they cannot be synced the writer is closed for good.
     pub fn reserve(&mut self) -> Result<(), LogError> {
         let end = self.end.offset;
         if let Some(why) = &self.poisoned {
             return Err(LogError::Poisoned(why.clone()));
         }
-        let (Some(file), true, None) = (&self.file, self.in_place, &self.open) else {
+        let (Some(file), true) = (&self.file, self.in_place) else {
             return Ok(());
         };
         let room = self.segment_bytes.saturating_sub(end).min(RESERVE_BYTES);
-        if self.reserved >= end + room.min(RESERVE_LOW_BYTES) || !self.buffer.is_empty() {
+        let enough = self.reserved >= end + room.min(RESERVE_LOW_BYTES);
+        if enough || self.open.is_some() || self.durable_end != end {
+            return Ok(());
+        }
+        let free = rustix::fs::fstatvfs(file).map_or(0, |s| s.f_bavail * s.f_frsize);
+        if free < RESERVE_FREE_BYTES {
             return Ok(());
         }
         let from = self.reserved.max(end);
         let zeros = vec![0; (end + room - from) as usize];
+        // Some of them may be there if the rest is refused.
+        self.reserved = end + room;
         if let Err(e) = file.write_all_at(&zeros, from) {
             tracing::debug!("no reserve: {e}");
             self.in_place = false;
             return self.drop_reserve();
         }
-        self.reserved = end + room;
         file.sync_data().map_err(|e| {
             self.poisoned = Some(e.to_string());
             LogError::io("fsync", &segment_path(&self.dir, self.end.segment), e)
         })
     }
 
-    /// Gives the reserve back. Without it the next [`LogWriter::open_sized`] does.
-    pub fn close(mut self) -> Result<(), LogError> {
-        match self.poisoned {
-            Some(_) => Ok(()),
-            None => self.drop_reserve(),
-        }
-    }
-
-    fn drop_reserve(&mut self) -> Result<(), LogError> {
+    /// Gives the reserve back: for a writer that is done. Without it the next [`LogWriter::open_sized`] does. An error is final for
+    /// this writer.
+    pub fn drop_reserve(&mut self) -> Result<(), LogError> {
         if self.reserved > self.end.offset
+            && self.poisoned.is_none()
             && let Some(file) = &self.file
+            && let Err(e) = file.set_len(self.end.offset - self.buffer.len() as u64)
         {
-            file.set_len(self.end.offset - self.buffer.len() as u64)
-                .map_err(|e| {
-                    LogError::io("truncate", &segment_path(&self.dir, self.end.segment), e)
-                })?;
+            self.poisoned = Some(e.to_string());
+            let path = segment_path(&self.dir, self.end.segment);
+            return Err(LogError::io("truncate", &path, e));
         }
         self.reserved = 0;
         Ok(())

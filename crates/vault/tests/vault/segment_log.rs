@@ -227,7 +227,7 @@ fn a_reserve_is_filled_given_back_and_never_part_of_the_log() {
     write(&mut log, 3);
     log.reserve().unwrap();
     let end = log.committed_end();
-    log.close().unwrap();
+    log.drop_reserve().unwrap();
     assert_eq!(length(), end.offset);
     assert_eq!(read_all(dir.path(), end).len(), 4);
 }
