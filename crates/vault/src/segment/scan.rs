@@ -139,6 +139,24 @@ impl Scan {
 
     /// The next record or damaged stretch; `None` at the end.
     pub fn next_found(&mut self) -> Result<Option<Found>, LogError> {
+        loop {
+            match self.found() {
+                Err(LogError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::UnexpectedEof && self.has_shrunk() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Its writer gives back a reserve, or what it had of a batch that was not committed.
+    fn has_shrunk(&mut self) -> bool {
+        let len = self.file.metadata().map_or(self.end, |m| m.len());
+        let shrunk = len < self.end;
+        self.end = self.end.min(len);
+        shrunk
+    }
+
+    fn found(&mut self) -> Result<Option<Found>, LogError> {
         if self.offset >= self.end {
             return Ok(None);
         }

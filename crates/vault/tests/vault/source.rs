@@ -6,6 +6,8 @@ use crate::common::*;
 use crate::mirror::assert_same;
 use farwrite_core::history::{Request, Response, VersionChange};
 use farwrite_core::{BatchSeq, BytePath, Kind, NodeId, Record, SourceName, Timestamp};
+use farwrite_vault::catalog::Catalog;
+use farwrite_vault::segment::{Found, LogWriter, Scan, segment_path};
 use farwrite_vault::*;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -445,6 +447,100 @@ fn damage_is_found_named_and_costs_only_what_it_hit() {
             .is_clean()
     );
     drop(site.dir);
+}
+
+#[test]
+fn verification_beside_a_writer_finds_nothing() {
+    let site = Site::new(false);
+    let (ear, mut maker) = (Ear::default(), Maker::new());
+    let source = site.open(&ear);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for i in 0..2000 {
+                let node = maker.node();
+                let ops = [
+                    set(node, file_meta(9000, 1)),
+                    link(NodeId::ROOT, format!("f{i}"), node),
+                    write(node, 0, 0, 0, 9000),
+                ];
+                let batch = maker.batch(&ops, &[Rng(i).bytes(9000)]);
+                batch.into_iter().for_each(|r| source.submit(r).unwrap());
+                let seq = maker.seq;
+                ear.wait(|e| *e == Event::Durable(seq));
+            }
+            source.close().unwrap();
+        });
+        let mut verified = 0;
+        while !writer.is_finished() {
+            let report = verify_source(&site.source(), &mut |_| ()).unwrap();
+            assert!(report.is_clean(), "{:?}", report.findings);
+            verified += 1;
+        }
+        assert!(verified > 3);
+    });
+    let report = verify_source(&site.source(), &mut |_| ()).unwrap();
+    assert!(report.is_clean() && report.batches == 2000);
+}
+
+#[test]
+fn a_torn_end_is_no_finding_but_zeros_in_an_earlier_segment_are() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("log")).unwrap();
+    let (mut log, _) = LogWriter::open_sized(&dir.path().join("log"), BatchSeq(0), 600).unwrap();
+    let mut maker = Maker::new();
+    for _ in 0..10 {
+        let batch = maker.batch(&[], &[b"some content".to_vec()]);
+        batch.iter().for_each(|r| {
+            log.append(r).unwrap();
+        });
+    }
+    log.sync().unwrap();
+    let end = log.committed_end();
+    Catalog::open(&dir.path().join("catalog.db"), None)
+        .unwrap()
+        .replay(&dir.path().join("log"), end)
+        .unwrap();
+    let append = |segment: u64, bytes: &[u8]| {
+        let path = segment_path(&dir.path().join("log"), segment);
+        let mut file = std::fs::File::options().append(true).open(path).unwrap();
+        file.write_all(bytes).unwrap();
+    };
+    let findings = || {
+        verify_source(dir.path(), &mut |_| ())
+            .unwrap()
+            .findings
+            .into_iter()
+            .map(|f| (f.segment, f.what))
+            .collect::<Vec<_>>()
+    };
+    assert!(end.segment > 2);
+    assert_eq!(findings(), []);
+    // The middle of a record, and the rest of a reserve.
+    append(end.segment, &[0xaa; 100]);
+    append(end.segment, &[0; 5000]);
+    assert_eq!(findings(), []);
+    append(1, &[0; 64]);
+    assert_eq!(findings(), [(1, "the segment ends in zeros".to_string())]);
+}
+
+#[test]
+fn a_segment_that_becomes_shorter_while_it_is_read_just_ends() {
+    let site = Site::new(false);
+    let mut maker = Maker::new();
+    site.write(&[maker.batch(&[], &[b"one".to_vec()]), maker.batch(&[], &[])]);
+    let path = segment_path(&site.source().join("log"), 1);
+    let len = std::fs::metadata(&path).unwrap().len();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(len + 1000).unwrap();
+    let mut scan = Scan::open(&site.source().join("log"), 1).unwrap();
+    let first = scan.next_found().unwrap();
+    assert!(matches!(first, Some(Found::Record { .. })));
+    file.set_len(len).unwrap();
+    while let Some(found) = scan.next_found().unwrap() {
+        assert!(matches!(found, Found::Record { .. }));
+    }
+    assert_eq!(scan.place().offset, len);
 }
 
 #[test]
