@@ -266,7 +266,7 @@ fn a_vault_is_verified_on_its_page_and_tells_somebody_what_is_wrong() {
     // A byte of the content goes bad.
     let segment = site.pair.vault.segments(NAME).join("00000001.seg");
     let mut file = fs::OpenOptions::new().write(true).open(segment).unwrap();
-    file.seek(SeekFrom::Start(3000)).unwrap();
+    file.seek(SeekFrom::Start(300)).unwrap();
     file.write_all(b"rot").unwrap();
     drop(file);
     b.click("#verify-now");

@@ -21,8 +21,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
 const ALIGN_FROM_BYTES: u32 = 64 << 10;
 const ALIGN: u64 = 4096;
-/// Fewer zeros than this behind the end are too few for small batches.
-const RESERVE_LOW_BYTES: u64 = RESERVE_BYTES / 16;
+/// A reserve is a quarter of what the segment holds, but this much at least. With less than a quarter of that left there is a new one.
+const RESERVE_LEAST_BYTES: u64 = 128 << 10;
 /// With less free space than this there is no reserve.
 const RESERVE_FREE_BYTES: u64 = 256 << 20;
 /// Filesystems that overwrite in place, by their magic numbers (statfs(2)): ext2 to ext4, and XFS.
@@ -282,8 +282,10 @@ impl LogWriter {
         let (Some(file), true) = (&self.file, self.in_place) else {
             return Ok(());
         };
-        let room = self.segment_bytes.saturating_sub(end).min(RESERVE_BYTES);
-        let enough = self.reserved >= end + room.min(RESERVE_LOW_BYTES);
+        let room = (end / 4)
+            .clamp(RESERVE_LEAST_BYTES, RESERVE_BYTES)
+            .min(self.segment_bytes.saturating_sub(end));
+        let enough = room == 0 || self.reserved >= end + room / 4;
         if enough || self.open.is_some() || self.durable_end != end {
             return Ok(());
         }
