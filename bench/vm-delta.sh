@@ -3,10 +3,6 @@
 # memory: 3072
 . /payload/source.sh
 
-# now: seconds since the start, with hundredths.
-now() { cut -d' ' -f1 /proc/uptime; }
-figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
-
 insmod /payload/farwrite.ko
 set_up
 truncate -s 4G $SRC/large

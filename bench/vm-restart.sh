@@ -6,10 +6,6 @@
 export FARWRITE_STATE=/mnt/ext4/state
 VAULT=/mnt/ext4/vault
 
-# now: seconds since the start, with hundredths.
-now() { cut -d' ' -f1 /proc/uptime; }
-figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
-
 insmod /payload/farwrite.ko
 farwrite vault serve --listen $ADDRESS $VAULT >/tmp/vault.log 2>&1 &
 until_true 60 vault_answers

@@ -3,6 +3,12 @@
 # The host shows these lines even if the test passes.
 note() { echo "note: $*"; }
 
+# now: seconds since the start, with hundredths.
+now() { cut -d' ' -f1 /proc/uptime; }
+
+# figure WHAT BEGIN END: what was measured, in seconds.
+figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
+
 die() {
     echo "FAILED: $*"
     exit 1
