@@ -189,9 +189,6 @@ fn verify_segment(
             }
         }
     }
-    if scan.reserve() > 0 && !is_last {
-        report.add(scan.place(), None, "the segment ends in zeros");
-    }
     if let Some(d) = open_damage {
         let last = at.last.as_ref().map(|c| c.seq);
         let was_durable = match known {

@@ -348,14 +348,6 @@ fn replay(
                 return Ok(());
             }
         }
-        if scan.reserve() > 0 && segments.last() != Some(&segment) {
-            return Err(LogError::Damaged {
-                segment,
-                offset: scan.place().offset,
-                seq: None,
-                what: "the segment ends in zeros".into(),
-            });
-        }
     }
     Ok(())
 }

@@ -194,8 +194,8 @@ impl LogWriter {
     /// Closes the segment and starts the next one: old bytes, new header and its name are durable when it returns.
     fn roll(&mut self, first_seq: BatchSeq) -> Result<(), LogError> {
         if self.file.is_some() {
-            self.flush()?;
-            self.drop_reserve()?;
+            // A full segment has none left: it ends with the segment.
+            self.reserved = 0;
             if let Err(e) = self.flush_and_sync() {
                 self.drop_what_is_not_durable();
                 return Err(e);

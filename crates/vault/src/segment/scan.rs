@@ -200,6 +200,10 @@ impl Scan {
 
     /// Is there nothing but a writer's reserve from here on?
     fn only_zeros(&self) -> Result<bool, LogError> {
+        if segment_path(&self.dir, self.segment + 1).exists() {
+            // A closed segment has none: these are damage.
+            return Ok(false);
+        }
         let mut rest = vec![0; (self.end - self.offset).min(RESERVE_BYTES + 1) as usize];
         self.read(&mut rest, self.offset)?;
         Ok(rest.len() as u64 <= RESERVE_BYTES && rest.iter().all(|b| *b == 0))

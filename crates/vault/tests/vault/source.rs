@@ -521,7 +521,7 @@ fn a_torn_end_is_no_finding_but_zeros_in_an_earlier_segment_are() {
     append(end.segment, &[0; 5000]);
     assert_eq!(findings(), []);
     append(1, &[0; 64]);
-    assert_eq!(findings(), [(1, "the segment ends in zeros".to_string())]);
+    assert!(matches!(&findings()[..], [(1, _)]), "{:?}", findings());
 }
 
 #[test]
