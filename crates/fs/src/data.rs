@@ -17,9 +17,8 @@ pub struct Segment {
     pub hole: bool,
 }
 
-/// The run that starts at `offset`, up to `size`; `None` at and behind `size`. A filesystem that knows no holes
-/// gives one run of data. Moves the file's position.
-pub fn next_segment(fd: impl AsFd, offset: u64, size: u64) -> io::Result<Option<Segment>> {
+/// The run that starts at `offset`, up to `size`; `None` at and behind `size`.
+fn next_segment(fd: impl AsFd, offset: u64, size: u64) -> io::Result<Option<Segment>> {
     if offset >= size {
         return Ok(None);
     }
@@ -32,23 +31,77 @@ pub fn next_segment(fd: impl AsFd, offset: u64, size: u64) -> io::Result<Option<
     };
     match seek(&fd, SeekFrom::Data(offset)) {
         Ok(data) if data > offset => Ok(segment(data, true)),
-        Ok(_) => match seek(&fd, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => Ok(segment(hole, false)),
-            // Punched between the two calls: a byte of "data" that reads as zero does no harm.
-            Ok(_) | Err(Errno::NXIO) => Ok(segment((offset + 4096).min(size), false)),
-            Err(e) => Err(e.into()),
-        },
+        Ok(_) => data_from(fd, offset, size).map(Some),
         Err(Errno::NXIO) => Ok(segment(size, true)),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(segment(size, false)),
         Err(e) => Err(e.into()),
     }
 }
 
+/// The run of data that starts at `offset`.
+fn data_from(fd: impl AsFd, offset: u64, size: u64) -> io::Result<Segment> {
+    let end = match seek(&fd, SeekFrom::Hole(offset)) {
+        Ok(hole) if hole > offset => hole,
+        // Punched between the two calls: a byte of "data" that reads as zero does no harm.
+        Ok(_) | Err(Errno::NXIO) => offset + 4096,
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Segment {
+        offset,
+        len: end.min(size) - offset,
+        hole: false,
+    })
+}
+
+/// Asks for the runs of a file from the front to the back, and for none twice: one system call (lseek(2)) for each run. What
+/// becomes of a run once it is known, this does not see. Moves the file's position.
+#[derive(Debug)]
+pub struct Segments<F> {
+    fd: F,
+    size: u64,
+    known: Option<Segment>,
+}
+
+impl<F: AsFd> Segments<F> {
+    /// Of a file of `size` bytes.
+    pub fn new(fd: F, size: u64) -> Self {
+        Segments {
+            fd,
+            size,
+            known: None,
+        }
+    }
+
+    /// What is left of the run that `offset` is in; `None` at and behind the file's size. A filesystem that knows no holes gives
+    /// one run of data.
+    pub fn next_from(&mut self, offset: u64) -> io::Result<Option<Segment>> {
+        let end = |s: Segment| s.offset + s.len;
+        if let Some(s) = self.known
+            && (s.offset..end(s)).contains(&offset)
+        {
+            return Ok(Some(Segment {
+                offset,
+                len: end(s) - offset,
+                ..s
+            }));
+        }
+        self.known = match self.known {
+            // Behind a hole there is data.
+            Some(s) if s.hole && end(s) == offset && offset < self.size => {
+                Some(data_from(&self.fd, offset, self.size)?)
+            }
+            _ => next_segment(&self.fd, offset, self.size)?,
+        };
+        Ok(self.known)
+    }
+}
+
 /// All runs of a file of `size` bytes.
 pub fn data_segments(fd: impl AsFd, size: u64) -> io::Result<Vec<Segment>> {
     let mut out: Vec<Segment> = Vec::new();
+    let mut segments = Segments::new(fd, size);
     let mut at = 0;
-    while let Some(s) = next_segment(&fd, at, size)? {
+    while let Some(s) = segments.next_from(at)? {
         at = s.offset + s.len;
         match out.last_mut() {
             Some(last) if last.hole == s.hole => last.len += s.len,

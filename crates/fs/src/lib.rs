@@ -15,7 +15,7 @@ mod xattr;
 
 pub use attrs::{Skipped, apply_meta, apply_meta_fd, read_meta, read_meta_with};
 pub use cache::{HandleCache, raise_open_files};
-pub use data::{Segment, data_segments, forget_cached, next_segment, punch_hole};
+pub use data::{Segment, Segments, data_segments, forget_cached, punch_hole};
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use stat::Stat;
 pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};

@@ -2,7 +2,7 @@
 
 use farwrite_core::meta::Xattr;
 use farwrite_core::{Kind, Name, Timestamp};
-use farwrite_fs::{Dir, OpenMode, apply_meta, apply_meta_fd, next_segment, read_meta};
+use farwrite_fs::{Dir, OpenMode, Segment, Segments, apply_meta, apply_meta_fd, read_meta};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 
@@ -120,11 +120,24 @@ fn holes_are_told_from_data() {
     let f = d.open_file(&name("s"), OpenMode::CreateNew(0o644)).unwrap();
     f.set_len(1 << 20).unwrap();
     f.write_all_at(&[1; 4096], 64 << 10).unwrap();
-    let s = next_segment(&f, 0, 1 << 20).unwrap().unwrap();
-    assert_eq!((s.offset, s.len, s.hole), (0, 64 << 10, true));
-    let s = next_segment(&f, 64 << 10, 1 << 20).unwrap().unwrap();
-    assert_eq!((s.len, s.hole), (4096, false));
-    let s = next_segment(&f, 68 << 10, 1 << 20).unwrap().unwrap();
-    assert_eq!((s.offset + s.len, s.hole), (1 << 20, true));
-    assert_eq!(next_segment(&f, 1 << 20, 1 << 20).unwrap(), None);
+    let runs = [
+        (0, 64 << 10, true),
+        (64 << 10, 4 << 10, false),
+        (68 << 10, 956 << 10, true),
+    ];
+    let mut front_to_back = Segments::new(&f, 1 << 20);
+    for (offset, len, hole) in runs {
+        let run = Segment { offset, len, hole };
+        assert_eq!(front_to_back.next_from(offset).unwrap(), Some(run));
+        // In the middle of a run: the rest of it, whether the run is known or not.
+        let rest = Segment {
+            offset: offset + 4096 * u64::from(hole),
+            len: len - 4096 * u64::from(hole),
+            hole,
+        };
+        assert_eq!(front_to_back.next_from(rest.offset).unwrap(), Some(rest));
+        let mut anew = Segments::new(&f, 1 << 20);
+        assert_eq!(anew.next_from(rest.offset).unwrap(), Some(rest));
+    }
+    assert_eq!(front_to_back.next_from(1 << 20).unwrap(), None);
 }

@@ -5,7 +5,7 @@ use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
 use farwrite_core::limits::SUM_BLOCK_BYTES;
 use farwrite_core::{Extent, ExtentSet};
-use farwrite_fs::next_segment;
+use farwrite_fs::Segments;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -75,8 +75,9 @@ pub fn read_small(file: &File, size: u64, sparse: bool) -> io::Result<SmallConte
     file.read_exact_at(&mut bytes, 0)?;
     let mut runs = Vec::new();
     if sparse {
+        let mut segments = Segments::new(file, size);
         let mut at = 0;
-        while let Some(s) = next_segment(file, at, size)? {
+        while let Some(s) = segments.next_from(at)? {
             runs.push((Extent::new(s.offset, s.len), s.hole));
             at = s.offset + s.len;
         }
@@ -146,6 +147,7 @@ impl Comparison<'_> {
     ) -> Result<u64, ContentError<E>> {
         let known = self.known();
         let mut buf = vec![0u8; GROUP_BYTES as usize];
+        let mut segments = Segments::new(self.file, self.size);
         let mut read = 0;
         let mut group = 0;
         while group * GROUP_BYTES < self.size {
@@ -160,7 +162,7 @@ impl Comparison<'_> {
             } else {
                 None
             };
-            let first = next_segment(self.file, start, self.size)?;
+            let first = segments.next_from(start)?;
             if let Some(s) = first.filter(|s| s.hole && s.len >= span.len) {
                 if old.is_some() || (self.base.is_some() && !known) {
                     f(Variant::Hole(span)).map_err(ContentError::Receiver)?;
@@ -171,7 +173,8 @@ impl Comparison<'_> {
                 group = self.behind_hole(group, s.offset + s.len, known);
                 continue;
             }
-            read += self.group(group, span, old, &mut buf, f)?;
+            let data = data_in(span, &mut segments)?;
+            read += self.group(group, (span, &data), old, &mut buf, f)?;
             group += 1;
         }
         // What lay behind the new end is cut off by the size; its checksums go.
@@ -210,12 +213,11 @@ impl Comparison<'_> {
     fn group<E>(
         &self,
         group: u64,
-        span: Extent,
+        (span, data): (Extent, &[Extent]),
         old: Option<Vec<u8>>,
         buf: &mut [u8],
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
-        let data = self.data_in(span)?;
         let buf = &mut buf[..span.len as usize];
         let was = |b: u64| {
             let at = b as usize * SUM_BYTES;
@@ -224,17 +226,17 @@ impl Comparison<'_> {
         let look: Vec<(u64, Extent)> = blocks_of(span)
             .filter(|(b, block)| was(*b).is_none() || !self.untouched(*block))
             .collect();
-        let read = self.read_blocks(span, &look, &data, buf)?;
+        let read = self.read_blocks(span, &look, data, buf)?;
         let old_unknown = self.base.is_some() && !self.known();
         let mut new = old.clone().unwrap_or_default();
         new.resize(span.len.div_ceil(SUM_BLOCK_BYTES) as usize * SUM_BYTES, 0);
         let mut run: Option<Extent> = None;
         for (b, block) in look {
             let bytes = &buf[(block.offset - span.offset) as usize..][..block.len as usize];
-            let now = block_sum(bytes, block, &data);
+            let now = block_sum(bytes, block, data);
             new[b as usize * SUM_BYTES..][..SUM_BYTES].copy_from_slice(&now);
             let differs = match was(b) {
-                Some(was) if was != now => Some(self.behind_old_end(block, was, bytes, &data)),
+                Some(was) if was != now => Some(self.behind_old_end(block, was, bytes, data)),
                 None if now != HOLE || old_unknown => Some(block),
                 _ => None,
             };
@@ -242,13 +244,13 @@ impl Comparison<'_> {
                 (Some(r), Some(d)) if r.end() == d.offset => r.len += d.len,
                 (_, differs) => {
                     if let Some(r) = std::mem::replace(&mut run, differs) {
-                        self.tell(r, span, &data, buf, f)?;
+                        self.tell(r, span, data, buf, f)?;
                     }
                 }
             }
         }
         if let Some(r) = run {
-            self.tell(r, span, &data, buf, f)?;
+            self.tell(r, span, data, buf, f)?;
         }
         if old.as_deref() != Some(&new) {
             f(Variant::Sums(group, Some(new))).map_err(ContentError::Receiver)?;
@@ -297,21 +299,6 @@ impl Comparison<'_> {
         Extent::new(old, block.end() - old)
     }
 
-    /// The runs of data in a range.
-    fn data_in(&self, span: Extent) -> io::Result<Vec<Extent>> {
-        let mut data: Vec<Extent> = Vec::new();
-        let mut at = span.offset;
-        while let Some(s) = next_segment(self.file, at, span.end())? {
-            at = s.offset + s.len;
-            match data.last_mut() {
-                Some(last) if !s.hole && last.end() == s.offset => last.len += s.len,
-                _ if !s.hole => data.push(Extent::new(s.offset, s.len)),
-                _ => {}
-            }
-        }
-        Ok(data)
-    }
-
     /// Tells a run of differing blocks as data and holes.
     fn tell<E>(
         &self,
@@ -335,6 +322,25 @@ impl Comparison<'_> {
         }
         hole_to(at, run.end(), f).map_err(ContentError::Receiver)
     }
+}
+
+/// The runs of data in a range.
+fn data_in(span: Extent, segments: &mut Segments<&File>) -> io::Result<Vec<Extent>> {
+    let mut data: Vec<Extent> = Vec::new();
+    let mut at = span.offset;
+    while at < span.end() {
+        let Some(s) = segments.next_from(at)? else {
+            break;
+        };
+        let run = Extent::new(at, s.len.min(span.end() - at));
+        at = run.end();
+        match data.last_mut() {
+            Some(last) if !s.hole && last.end() == run.offset => last.len += run.len,
+            _ if !s.hole => data.push(run),
+            _ => {}
+        }
+    }
+    Ok(data)
 }
 
 /// The blocks of a group, with their numbers in it.
