@@ -368,16 +368,13 @@ fn take_lock(path: &Path) -> Result<File, VaultError> {
     Ok(file)
 }
 
-/// The last batch that the catalog claims to have seen, if it can be read at all: such a batch was durable.
-fn applied_before(db: &Path) -> BatchSeq {
+/// The last batch that the catalog claims to have seen, and where it ends, if it can be read at all: such a batch was durable.
+fn applied_before(db: &Path) -> Option<(Place, Commit)> {
     if !db.exists() {
-        return BatchSeq(0);
+        return None;
     }
     let newest = crate::catalog::open_reader(db).and_then(|c| crate::catalog::newest_batch(&c));
-    newest
-        .ok()
-        .flatten()
-        .map_or(BatchSeq(0), |row| row.commit.seq)
+    newest.ok().flatten().map(|row| (row.end, row.commit))
 }
 
 /// The append thread.

@@ -1,7 +1,7 @@
 //! Writes the log. It must never acknowledge what is not on the disk, never leave a batch that was refused, and
 //! never touch a byte before the last durable commit.
 
-use super::recover::{Recovered, recover};
+use super::recover::{Known, Recovered, recover};
 use super::{
     LogError, Place, RESERVE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, sync_dir,
 };
@@ -63,19 +63,19 @@ struct OpenBatch {
 
 impl LogWriter {
     /// Opens the log in `dir` (which must exist), after bringing its end in order (see [`Recovered`]).
-    /// `known_durable`: a batch that another projection has seen, so that it was durable once; batches up to it
-    /// are kept even if damaged.
-    pub fn open(dir: &Path, known_durable: BatchSeq) -> Result<(Self, Recovered), LogError> {
-        Self::open_sized(dir, known_durable, SEGMENT_BYTES)
+    /// `known`: what another projection has seen, so that it was durable once. It is kept even if damaged, and if it is known
+    /// where it ends, only what is behind that is read.
+    pub fn open(dir: &Path, known: impl Into<Known>) -> Result<(Self, Recovered), LogError> {
+        Self::open_sized(dir, known, SEGMENT_BYTES)
     }
 
     /// As [`LogWriter::open`] with another size of segments.
     pub fn open_sized(
         dir: &Path,
-        known_durable: BatchSeq,
+        known: impl Into<Known>,
         segment_bytes: u64,
     ) -> Result<(Self, Recovered), LogError> {
-        let recovered = recover(dir, known_durable)?;
+        let recovered = recover(dir, &known.into())?;
         let file = match recovered.end {
             Some(end) => Some(open_segment(dir, end.segment)?),
             None => None,

@@ -17,7 +17,7 @@ pub use pruned::{
     DeadBlock, FREE_UNIT_BYTES, Freed, PrunedList, can_free, free_blocks, freeable, pruned_path,
 };
 pub use read::{BlockReader, SegmentFiles};
-pub use recover::Recovered;
+pub use recover::{Known, Recovered};
 pub use scan::{Damage, Found, Scan};
 
 /// Most zeros behind the last batch of the last segment.

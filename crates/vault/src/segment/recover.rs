@@ -6,7 +6,9 @@ use super::scan::{Damage, Found, Scan};
 use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments, segment_path, sync_dir};
 use farwrite_core::op::Chain;
 use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, codec};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// What recovery found and did.
@@ -20,16 +22,54 @@ pub struct Recovered {
     pub dropped_bytes: u64,
     /// Where cut bytes were put that held whole commits.
     pub set_aside: Vec<PathBuf>,
-    /// Damage in front of the last whole batch, in the last segment.
+    /// Damage in front of the last whole batch, as far back as was looked.
     pub damage: Vec<Damage>,
 }
 
-/// See [`Recovered`]. Scans the last segment only, and the one before if the last holds no batch.
-pub(super) fn recover(dir: &Path, known_durable: BatchSeq) -> Result<Recovered, LogError> {
+/// What another projection has seen of a log: that much was durable once.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Batches up to this one are kept even if they are damaged.
+    seq: BatchSeq,
+    /// That batch, and where it ends.
+    last: Option<(Place, Commit)>,
+}
+
+impl From<BatchSeq> for Known {
+    fn from(seq: BatchSeq) -> Self {
+        Known { seq, last: None }
+    }
+}
+
+impl From<Option<(Place, Commit)>> for Known {
+    fn from(last: Option<(Place, Commit)>) -> Self {
+        let seq = last.as_ref().map_or(BatchSeq(0), |(_, c)| c.seq);
+        Known { seq, last }
+    }
+}
+
+impl Known {
+    /// Where the last known batch ends, if that is in this segment, and if this is the log that it was seen in: its chain, which
+    /// is in its commit, is that of all that comes before.
+    fn end_in(&self, dir: &Path, segment: u64) -> Option<(Place, &Commit)> {
+        let (end, commit) = self.last.as_ref().filter(|(p, _)| p.segment == segment)?;
+        let mut expected = Vec::new();
+        codec::encode_commit(commit).write_to(&mut expected);
+        let mut found = vec![0; expected.len()];
+        let begin = end.offset.checked_sub(expected.len() as u64)?;
+        let file = File::open(segment_path(dir, segment)).ok()?;
+        file.read_exact_at(&mut found, begin).ok()?;
+        (found == expected).then_some((*end, commit))
+    }
+}
+
+/// See [`Recovered`]. Scans what is behind the last known batch; without that the last segment, and the one before if the last holds
+/// no batch.
+pub(super) fn recover(dir: &Path, known: &Known) -> Result<Recovered, LogError> {
     let mut out = Recovered::default();
     let segments = list_segments(dir)?;
     for (i, &segment) in segments.iter().enumerate().rev() {
-        let mut tail = Tail::scan(dir, segment, known_durable)?;
+        let mut tail = Tail::scan(dir, segment, known)?;
         if tail.last.is_none() && i > 0 {
             out.dropped_bytes += tail.len;
             remove_segment(dir, segment, &tail, &mut out)?;
@@ -75,7 +115,7 @@ struct Pending {
 }
 
 impl Tail {
-    fn scan(dir: &Path, segment: u64, known_durable: BatchSeq) -> Result<Tail, LogError> {
+    fn scan(dir: &Path, segment: u64, known: &Known) -> Result<Tail, LogError> {
         let mut scan = Scan::open(dir, segment)?;
         let path = segment_path(dir, segment);
         let len = std::fs::metadata(&path)
@@ -93,6 +133,12 @@ impl Tail {
         };
         let mut next_seq = header.map(|h| h.first_seq);
         let mut pending = Pending::new(header.map(|h| h.chain));
+        if let Some((end, commit)) = known.end_in(dir, segment) {
+            scan = scan.start_at(end.offset);
+            (tail.end, tail.last) = (end.offset, Some(commit.clone()));
+            next_seq = Some(commit.seq.next());
+            pending = Pending::new(Some(commit.chain));
+        }
         let mut cut = false;
         while let Some(found) = scan.next_found()? {
             match found {
@@ -107,7 +153,7 @@ impl Tail {
                     };
                     let links = pending.links_to(&commit)
                         && next_seq.is_none_or(|expected| expected == commit.seq);
-                    if cut || (!links && commit.seq > known_durable) {
+                    if cut || (!links && commit.seq > known.seq) {
                         cut = true;
                         tail.lost_commits = true;
                         continue;
@@ -158,10 +204,7 @@ fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Resul
         .map_err(|e| LogError::io("open", &path, e))?;
     if tail.lost_commits {
         let aside = path.with_extension(format!("cut-{}", tail.end));
-        std::fs::copy(&path, &aside).map_err(|e| LogError::io("copy", &path, e))?;
-        std::fs::File::open(&aside)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| LogError::io("fsync", &aside, e))?;
+        keep_from(&file, tail.end, &aside).map_err(|e| LogError::io("copy", &aside, e))?;
         sync_dir(dir)?;
         out.set_aside.push(aside);
     }
@@ -173,6 +216,14 @@ fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Resul
     file.sync_all()
         .map_err(|e| LogError::io("fsync", &path, e))?;
     sync_dir(dir)
+}
+
+/// Puts what is behind `from` into a file of its own.
+fn keep_from(mut file: &File, from: u64, aside: &Path) -> std::io::Result<()> {
+    let mut copy = File::create(aside)?;
+    file.seek(SeekFrom::Start(from))?;
+    std::io::copy(&mut file, &mut copy)?;
+    copy.sync_all()
 }
 
 fn remove_segment(

@@ -1,7 +1,7 @@
 //! The segment log under crashes and damage.
 
 use crate::common::{Maker, Rng, file_meta, link, set, write};
-use farwrite_core::{BatchSeq, NodeId, Op, Record};
+use farwrite_core::{BatchSeq, Commit, NodeId, Op, Record};
 use farwrite_vault::segment::*;
 use std::path::Path;
 
@@ -178,7 +178,68 @@ fn a_torn_batch_in_front_of_a_whole_one_is_cut_unless_it_was_durable_once() {
         BatchSeq(1),
         "batch 2 was never durable"
     );
-    assert_eq!(std::fs::read(&r.set_aside[0]).unwrap(), bytes);
+    let cut = std::fs::metadata(segment_path(dir.path(), 1))
+        .unwrap()
+        .len();
+    let aside = std::fs::read(&r.set_aside[0]).unwrap();
+    assert_eq!(aside, bytes[cut as usize..]);
+}
+
+#[test]
+fn what_is_known_of_a_log_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = segment_path(dir.path(), 1);
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let batches = small_batches(&mut Maker::new(), 3);
+    let mut seen = Vec::new();
+    for b in &batches {
+        b.iter().for_each(|r| append(&mut log, r));
+        seen.push((log.committed_end(), log.last_commit().unwrap().clone()));
+    }
+    log.sync().unwrap();
+    drop(log);
+    let whole = std::fs::read(&path).unwrap();
+    let open = |known: &(Place, Commit)| {
+        LogWriter::open_sized(dir.path(), Some(known.clone()), u64::MAX).unwrap()
+    };
+    for (i, known) in seen.iter().enumerate() {
+        for cut in known.0.offset as usize..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (mut log, r) = open(known);
+            let kept = seen.iter().filter(|(p, _)| p.offset <= cut as u64).count();
+            assert_eq!(r.last.unwrap().seq.0, kept as u64, "{i}, cut at {cut}");
+            for b in &batches[kept..] {
+                b.iter().for_each(|r| append(&mut log, r));
+            }
+            assert_eq!(log.sync().unwrap(), BatchSeq(3));
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+        }
+    }
+    // A damaged byte of what is known is not come upon, one behind it is.
+    let flip = |at: u64| {
+        let mut bytes = whole.clone();
+        bytes[at as usize] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+    };
+    flip(seen[0].0.offset - 200);
+    let damage = |known: &(Place, Commit)| open(known).1.damage.len();
+    assert_eq!(damage(&seen[1]), 0);
+    // Unless the log is another one than it was seen in, or the place is not where the batch ends.
+    let mut other = seen[1].clone();
+    other.1.chain[0] ^= 1;
+    assert_eq!(damage(&other), 1);
+    let mut elsewhere = seen[1].clone();
+    elsewhere.0.offset -= 8;
+    assert_eq!(damage(&elsewhere), 1);
+    elsewhere.0.offset = u64::MAX;
+    assert_eq!(damage(&elsewhere), 1);
+    flip(seen[1].0.offset + 100);
+    let (_, r) = open(&seen[1]);
+    assert_eq!(
+        r.last.unwrap().seq,
+        BatchSeq(2),
+        "the third was never durable"
+    );
 }
 
 #[test]
