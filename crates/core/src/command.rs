@@ -2,6 +2,7 @@
 
 use crate::{BytePath, ChangeSeq, ExtentSet, FileId, Name, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// One backup command. Has at least the changed file's path.
 ///
@@ -40,6 +41,17 @@ pub enum Target {
     Directory(FileId),
 }
 
+/// A known file that was read whole, since nobody knew where it had changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Search {
+    /// What later commands about it aim at.
+    pub target: Target,
+    /// How long it took.
+    pub took: Duration,
+    /// Part of what was read that had not changed, 0 to 1.
+    pub in_vain: f64,
+}
+
 /// What may have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct What {
@@ -65,6 +77,11 @@ pub struct What {
 }
 
 impl What {
+    /// Only that the file was written to (or its attributes set): nothing waits behind this for names to be right.
+    pub fn is_content_only(self) -> bool {
+        (self.data || self.attr) && !(self.name || self.created || self.moved || self.compare)
+    }
+
     /// Both together.
     pub fn or(self, o: What) -> What {
         What {

@@ -23,7 +23,7 @@ pub mod time;
 
 pub use change::{Change, ChangeOp, Guarantee};
 pub use clock::{Clock, SystemClock};
-pub use command::{BackupCommand, Target, What};
+pub use command::{BackupCommand, Search, Target, What};
 pub use extent::{Extent, ExtentSet};
 pub use ids::{BatchSeq, ChangeSeq, Epoch, FileId, NodeId, SourceName};
 pub use meta::{Kind, Meta, Origin};

@@ -107,7 +107,7 @@ impl Source {
     }
 
     fn commands(&mut self) -> Vec<BackupCommand> {
-        self.dirty.take(4096).commands
+        self.dirty.take(4096, None).commands
     }
 
     fn carry_out(&mut self) {
@@ -158,7 +158,7 @@ fn dirty_set(c: &mut Criterion) {
                 for (i, c) in changes.iter().enumerate() {
                     set.insert(ChangeSeq(i as u64 + 1), c);
                 }
-                black_box(set.take(4096));
+                black_box(set.take(4096, None));
                 set
             },
             BatchSize::LargeInput,

@@ -76,7 +76,7 @@ fn first_backup(dir: &Path) -> Result<Vec<Record>, Failure> {
     while !dirty.is_empty() {
         dirty.note_drained();
         // One command, a directory, is a round, and a round is a batch.
-        let report = unit.execute(dirty.take(1).commands, &mut || true)?;
+        let report = unit.execute(dirty.take(1, None).commands, &mut || true)?;
         for (command, after) in report.put_back {
             dirty.put_back(command, after);
         }

@@ -4,7 +4,8 @@
 use farwrite_core::exclude::Excludes;
 use farwrite_core::record::Record;
 use farwrite_core::{
-    BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Extent, FileId, Name, SystemClock, Timestamp,
+    BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Extent, FileId, Name, Search, SystemClock,
+    Target, Timestamp,
 };
 use farwrite_schedule::DirtySet;
 use farwrite_testkit::{Chance, Model, Snapshot};
@@ -14,6 +15,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 #[derive(Default)]
 struct Vault {
@@ -58,6 +60,10 @@ struct Sim {
     journal: Vec<(ChangeSeq, Change)>,
     acked: BatchSeq,
     resumed: usize,
+    /// Files rest until then, if it is still to come.
+    now: Instant,
+    /// Files that took long to be read whole.
+    searches: Vec<Search>,
     trace: Vec<String>,
 }
 
@@ -102,6 +108,8 @@ impl Sim {
             journal: Vec::new(),
             acked: BatchSeq(0),
             resumed: 0,
+            now: Instant::now(),
+            searches: Vec::new(),
             trace: Vec::new(),
         };
         sim.start();
@@ -208,12 +216,26 @@ impl Sim {
         }
     }
 
+    /// A round; some of the files in it rest afterwards.
     fn process(&mut self, max: usize) {
+        self.now += Duration::from_secs(self.chance.below(3));
+        let targets = self.round(max, Some(self.now));
+        for target in targets {
+            if self.chance.one_in(4) {
+                let rest = Duration::from_secs(1 + self.chance.below(20));
+                self.dirty.rest(target, self.now + rest);
+            }
+        }
+    }
+
+    /// Returns what was looked at.
+    fn round(&mut self, max: usize, now: Option<Instant>) -> Vec<Target> {
         if self.chance.one_in(30) {
             // Beyond the tick within which a file's times are not relied on: else that would hide what is forgotten.
-            std::thread::sleep(std::time::Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(60));
         }
-        let taken = self.dirty.take(max);
+        let taken = self.dirty.take(max, now);
+        let targets = taken.commands.iter().map(|c| c.target.clone()).collect();
         for c in &taken.commands {
             self.trace.push(format!(
                 "  look {} {:?} {:?} x{}",
@@ -226,9 +248,11 @@ impl Sim {
         for (c, after_drain) in report.put_back {
             self.dirty.put_back(c, after_drain);
         }
+        self.searches.extend(report.searches);
         if self.chance.one_in(3) {
             self.ack();
         }
+        targets
     }
 
     /// A quiet moment, if it is one.
@@ -242,7 +266,7 @@ impl Sim {
     /// The messages of what was under way are gone: everything is compared instead.
     fn forget(&mut self) {
         let oldest = self.journal.first().map_or(ChangeSeq(self.seq), |j| j.0);
-        let commands = self.dirty.take(7).commands;
+        let commands = self.dirty.take(7, None).commands;
         self.trace
             .push(format!("FORGET {} commands", commands.len()));
         self.dirty.compare_roots(oldest, now());
@@ -299,11 +323,11 @@ impl Sim {
             if self.dirty.is_empty() {
                 break;
             }
-            self.process(1 + round);
+            self.round(1 + round, None);
             assert!(
                 round < 20_000,
                 "does not come to rest: {:?}",
-                self.dirty.take(3)
+                self.dirty.take(3, None)
             );
         }
     }
@@ -689,12 +713,18 @@ fn what_is_read_and_sent_follows_the_bytes_that_changed() {
         let mut sim = Sim::new(Chance::from_env());
         (sim.exact, sim.ranges_held) = (exact, None);
         let (p, f) = file_of(&mut sim, 16 << 20);
+        sim.searches.clear();
         let (read, sent) = cost(&mut sim, |sim| {
             f.write_all_at(&[1; 4096], 8 << 20).expect("written");
             sim.wrote(&p, 8 << 20, 4096);
         });
         assert_eq!(sent, 8192, "the block that it is in");
         assert_eq!(read, if exact { 8192 } else { 16 << 20 });
+        let in_vain: Vec<f64> = sim.searches.drain(..).map(|s| s.in_vain).collect();
+        match exact {
+            true => assert!(in_vain.is_empty(), "{in_vain:?}"),
+            false => assert!(in_vain.iter().any(|v| *v > 0.999), "{in_vain:?}"),
+        }
         // The end moves, and nothing else.
         let (read, sent) = cost(&mut sim, |sim| {
             f.set_len((16 << 20) - 100).expect("cut");

@@ -9,6 +9,10 @@ use farwrite_core::{
     BytePath, Change, ChangeOp, ChangeSeq, Extent, ExtentSet, FileId, Timestamp, limits,
 };
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+/// Files that rest at the same time; of more, the further ones do not.
+const RESTING: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,6 +27,21 @@ pub struct DirtySet {
     roots: Vec<(FileId, BytePath)>,
     /// Entries that are compares.
     comparing: usize,
+    /// Until when a change of content alone is not looked at.
+    resting: HashMap<Target, Instant>,
+}
+
+/// When there is something to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Now.
+    Now,
+    /// Once the sensor has been emptied.
+    AfterDrain,
+    /// Not before this moment, unless something else comes.
+    At(Instant),
+    /// There is nothing.
+    Never,
 }
 
 #[derive(Debug)]
@@ -55,6 +74,7 @@ impl DirtySet {
             collapsed: 0,
             roots,
             comparing: 0,
+            resting: HashMap::new(),
         }
     }
 
@@ -175,16 +195,19 @@ impl DirtySet {
         self.drains += 1;
     }
 
-    /// Takes at most `max` commands out, oldest first; those put off until a drain stay.
+    /// Takes at most `max` commands out, oldest first; those put off until a drain, and those of files that rest at `now`
+    /// ([`DirtySet::rest`]), stay. `None`: none rests.
     ///
     /// While anything waits to be compared, messages may have been lost or dropped ([`What::doubt`]): who looked at a
     /// file's known extents alone would then know its new times, and the compare would pass it over.
-    pub fn take(&mut self, max: usize) -> Taken {
+    pub fn take(&mut self, max: usize, now: Option<Instant>) -> Taken {
+        self.resting
+            .retain(|_, until| now.is_none_or(|n| *until > n));
         let mut out = Taken::default();
         let mut comparing = self.comparing > 0;
         let mut tickets = Vec::new();
         for (&ticket, target) in &self.order {
-            if self.entries[target].after_drain > self.drains {
+            if self.due(&self.entries[target], now) != Due::Now {
                 continue;
             }
             if tickets.len() >= max {
@@ -240,16 +263,45 @@ impl DirtySet {
         self.entries.is_empty()
     }
 
-    /// Is there a command that [`DirtySet::take`] would give?
-    pub fn is_due(&self) -> bool {
-        self.order
-            .values()
-            .any(|t| self.entries[t].after_drain <= self.drains)
+    /// When would [`DirtySet::take`] give a command?
+    pub fn next_due(&self, now: Option<Instant>) -> Due {
+        let mut next = Due::Never;
+        for target in self.order.values() {
+            next = match (next, self.due(&self.entries[target], now)) {
+                (_, Due::Now) => return Due::Now,
+                (Due::At(a), Due::At(b)) => Due::At(a.min(b)),
+                (Due::AfterDrain, _) | (_, Due::AfterDrain) => Due::AfterDrain,
+                (_, due) => due,
+            };
+        }
+        next
     }
 
-    /// Is something waiting for a drain?
-    pub fn awaits_drain(&self) -> bool {
-        !self.entries.is_empty() && !self.is_due()
+    fn due(&self, e: &Entry, now: Option<Instant>) -> Due {
+        if e.after_drain > self.drains {
+            return Due::AfterDrain;
+        }
+        let rests = now.filter(|_| e.command.what.is_content_only() && e.command.extents.is_none());
+        let until = rests.and_then(|n| self.resting.get(&e.command.target).filter(|t| **t > n));
+        until.map_or(Due::Now, |t| Due::At(*t))
+    }
+
+    /// Looking at this file's content costs more than it finds: until then only those changes of it are taken of which it is
+    /// known where they are.
+    pub fn rest(&mut self, target: Target, until: Instant) {
+        if self.resting.len() < RESTING {
+            self.resting.insert(target, until);
+        }
+    }
+
+    /// Files that rest at `now`.
+    pub fn resting(&self, now: Instant) -> usize {
+        self.resting.values().filter(|until| **until > now).count()
+    }
+
+    /// No file rests any longer.
+    pub fn end_rests(&mut self) {
+        self.resting.clear();
     }
 
     /// The oldest message that is still in here, and its time.
@@ -557,6 +609,7 @@ fn to_changes(c: &BackupCommand) -> Vec<Change> {
 mod tests {
     use super::*;
     use farwrite_core::{Extent, Name};
+    use std::time::Duration;
 
     fn id(ino: u64) -> FileId {
         FileId { dev: 1, ino }
@@ -598,11 +651,11 @@ mod tests {
             d.insert(ChangeSeq(i as u64 + 1), &change(1, n, ChangeOp::Create));
         }
         assert_eq!(d.oldest().unwrap().0, ChangeSeq(1));
-        let t = d.take(2);
+        let t = d.take(2, None);
         assert_eq!(targets(&t), ["/r/1/a", "/r/1/b"]);
         assert!(t.more);
         assert_eq!(d.oldest().unwrap().0, ChangeSeq(4));
-        assert_eq!(targets(&d.take(9)), ["/r/1/c"]);
+        assert_eq!(targets(&d.take(9, None)), ["/r/1/c"]);
         assert!(d.is_empty() && d.oldest().is_none());
     }
 
@@ -626,7 +679,7 @@ mod tests {
         let mut d = set(100);
         d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Write(None)));
         d.insert(ChangeSeq(2), &rename(1, "a", 2, "b"));
-        let t = d.take(9);
+        let t = d.take(9, None);
         assert_eq!(targets(&t), ["/r/2/b", "/r/1/a"]);
         assert!(
             t.commands[0].what.data,
@@ -646,7 +699,7 @@ mod tests {
         d.insert(ChangeSeq(3), &change(1, "a", ChangeOp::Attrib));
         assert_eq!(d.known_bytes(), 20);
         d.insert(ChangeSeq(4), &change(1, "a", ChangeOp::Write(None)));
-        assert_eq!(d.take(1).commands[0].extents, None);
+        assert_eq!(d.take(1, None).commands[0].extents, None);
     }
 
     #[test]
@@ -665,7 +718,7 @@ mod tests {
                     "the first stays until it is taken"
                 );
             }
-            let t = d.take(usize::MAX);
+            let t = d.take(usize::MAX, None);
             for i in 0..5000u64 {
                 let dir = id(1 + i % dirs);
                 let covered = t.commands.iter().any(|c| match &c.target {
@@ -686,16 +739,51 @@ mod tests {
     fn what_is_put_back_waits_for_a_drain_unless_news_come() {
         let mut d = set(100);
         d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Delete));
-        let c = d.take(1).commands.remove(0);
+        let c = d.take(1, None).commands.remove(0);
         d.put_back(c, true);
-        assert!(d.awaits_drain() && d.take(1).commands.is_empty());
+        assert_eq!(d.next_due(None), Due::AfterDrain);
+        assert!(d.take(1, None).commands.is_empty());
         d.note_drained();
-        assert!(!d.is_due());
+        assert_eq!(d.next_due(None), Due::AfterDrain);
         d.note_drained();
-        assert!(d.is_due());
-        let c = d.take(1).commands.remove(0);
+        assert_eq!(d.next_due(None), Due::Now);
+        let c = d.take(1, None).commands.remove(0);
         d.put_back(c, true);
         d.insert(ChangeSeq(2), &change(1, "a", ChangeOp::Create));
-        assert!(d.is_due());
+        assert_eq!(d.next_due(None), Due::Now);
+    }
+
+    #[test]
+    fn a_file_that_rests_holds_up_nothing_but_its_content() {
+        let mut d = set(100);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3);
+        let rested = Target::Name {
+            dir: id(1),
+            name: Name::new("a").unwrap(),
+        };
+        d.rest(rested, later);
+        assert_eq!(d.next_due(Some(now)), Due::Never);
+        d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Write(None)));
+        assert_eq!(d.next_due(Some(now)), Due::At(later));
+        assert!(d.take(9, Some(now)).commands.is_empty());
+        assert_eq!(d.oldest().unwrap().0, ChangeSeq(1), "it is still owed");
+        d.insert(ChangeSeq(2), &change(1, "b", ChangeOp::Write(None)));
+        assert_eq!(d.next_due(Some(now)), Due::Now);
+        assert_eq!(targets(&d.take(9, Some(now))), ["/r/1/b"]);
+        assert_eq!(d.next_due(None), Due::Now, "somebody waits for it");
+        assert_eq!(d.next_due(Some(later)), Due::Now);
+        // A rename takes the content along.
+        d.insert(ChangeSeq(3), &rename(1, "a", 2, "c"));
+        assert_eq!(targets(&d.take(9, Some(now))), ["/r/2/c", "/r/1/a"]);
+        d.insert(
+            ChangeSeq(4),
+            &change(1, "a", ChangeOp::Write(Some(Extent::new(0, 10)))),
+        );
+        assert_eq!(targets(&d.take(9, Some(now))), ["/r/1/a"], "no search");
+        d.insert(ChangeSeq(5), &change(1, "a", ChangeOp::Write(None)));
+        assert_eq!(targets(&d.take(9, Some(later))), ["/r/1/a"]);
+        d.insert(ChangeSeq(6), &change(1, "a", ChangeOp::Write(None)));
+        assert_eq!(d.next_due(Some(now)), Due::Now, "the rest is over");
     }
 }

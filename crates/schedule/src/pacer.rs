@@ -4,11 +4,13 @@
 //! else: a lone change goes at once, and a storm is taken in rounds that grow with what a round costs, so that
 //! fixed costs (a commit, an fsync, a round trip) are shared by many changes. The interval between two
 //! rounds is the smoothed cost of a round, plus the time that the vault takes to ack when much is under way
-//! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. It is longer when most of what a round
-//! reads has not changed. When a full round's
+//! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. When a full round's
 //! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once. Small rounds that follow
 //! one another without a pause are a steady load too: each takes a processor away from the application in the middle of its
 //! work, so that a few milliseconds' worth of its changes are taken together.
+//!
+//! Besides, a single file rests ([`Pacer::rest`]) that was read whole to find that little of it had changed: without exact extents
+//! a database that is written to all the time would be read all the time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,9 +29,10 @@ const LIGHT_ITEMS: usize = 32;
 const NO_PAUSE: Duration = Duration::from_millis(1);
 /// After so many rounds without a pause the load is steady: more than one change of a file, with all its messages, makes.
 const STEADY_ROUNDS: u32 = 8;
-/// How much longer the interval is if all that a round read was there already: without exact extents a file that is written to
-/// all the time is read whole each time, and less often is cheaper.
-const IN_VAIN: f64 = 4.0;
+/// How much longer than it was read a file rests if all that was read was there already: a twentieth of the time goes to looking.
+const IN_VAIN: f64 = 19.0;
+/// Longest rest of a file.
+pub const REST_MAX: Duration = Duration::from_secs(5);
 /// Least interval under a steady load.
 const STEADY: Duration = Duration::from_millis(2);
 /// Longest fixed interval that may be set.
@@ -143,8 +146,6 @@ pub struct Round {
     pub ack: Duration,
     /// Part of the window in use, 0 to 1.
     pub window_used: f64,
-    /// Part of what was read that had not changed, 0 to 1.
-    pub in_vain: f64,
 }
 
 /// Chooses the interval between two rounds of one unit.
@@ -185,13 +186,25 @@ impl Pacer {
             } else {
                 0.0
             };
-            self.smoothed_us * (1.0 + IN_VAIN * round.in_vain) + network
+            self.smoothed_us + network
         };
         let least = match self.streak >= STEADY_ROUNDS && !round.backlog {
             true => STEADY,
             false => FLOOR,
         };
         self.interval = Duration::from_micros(auto_us as u64).clamp(least, CEILING);
+    }
+
+    /// Time for which a file is left alone that took so long to be read whole, and of which the part `in_vain` (0 to 1) had not
+    /// changed, while so many `others` rest: what all of them together cost is bounded. A fixed interval is all that there is to wait for.
+    pub fn rest(&self, took: Duration, in_vain: f64, others: usize) -> Duration {
+        let all = others as f64 + 1.0;
+        match self.setting.get() {
+            Interval::Auto => took
+                .mul_f64(IN_VAIN * all * in_vain.clamp(0.0, 1.0))
+                .min(REST_MAX),
+            Interval::Fixed(_) => Duration::ZERO,
+        }
     }
 
     /// Time to let pass between the end of a round and the start of the next.
@@ -256,6 +269,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_read_in_vain_rests_much_longer_than_that_takes() {
+        let ms = Duration::from_millis;
+        let setting = PacerSetting::default();
+        let p = Pacer::new(setting.clone());
+        assert_eq!(p.rest(ms(40), 1.0, 0), ms(760));
+        assert_eq!(p.rest(ms(40), 1.0, 2), ms(2280), "a third of it for each");
+        assert_eq!(p.rest(ms(40), 0.5, 0), ms(380));
+        assert_eq!(p.rest(ms(40), 0.0, 9), ms(0), "all of it was new");
+        assert_eq!(p.rest(ms(40_000), 1.0, 0), REST_MAX);
+        setting.set(Interval::Fixed(ms(7)));
+        assert_eq!(p.rest(ms(40), 1.0, 0), ms(0));
+    }
+
+    #[test]
     fn auto_sends_a_lone_change_at_once_and_spaces_out_heavy_rounds() {
         let setting = PacerSetting::default();
         let mut p = Pacer::new(setting.clone());
@@ -277,24 +304,6 @@ mod tests {
         assert!(
             p.interval() > ms(30) && p.interval() <= ms(41),
             "{:?}",
-            p.interval()
-        );
-        p.observe(Round {
-            work: ms(40),
-            items: 5000,
-            ack: ms(100),
-            window_used: 0.9,
-            ..Round::default()
-        });
-        p.observe(Round {
-            work: ms(40),
-            items: 50,
-            in_vain: 0.9,
-            ..Round::default()
-        });
-        assert!(
-            p.interval() > ms(150) && p.interval() < ms(200),
-            "large files are read again less often: {:?}",
             p.interval()
         );
         p.observe(Round {

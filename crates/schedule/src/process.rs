@@ -3,7 +3,7 @@
 
 use crate::pacer::{Pacer, PacerSetting, Round};
 use crate::queue::{Queue, Wait};
-use farwrite_core::{BackupCommand, BatchSeq};
+use farwrite_core::{BackupCommand, BatchSeq, Search};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ pub struct Outcome {
     pub ack: Duration,
     /// Part of the window in use, 0 to 1.
     pub window_used: f64,
-    /// Part of what was read that had not changed, 0 to 1.
-    pub in_vain: f64,
+    /// Files that took long to be read whole; they rest ([`Pacer::rest`]).
+    pub searches: Vec<Search>,
 }
 
 /// The unit is to end.
@@ -117,6 +117,10 @@ impl ProcessingUnit {
         let outcome = sink.execute(taken.commands)?;
         let put_back = outcome.put_back.len();
         let nothing_done = put_back >= items && outcome.batch.is_none();
+        for s in outcome.searches {
+            let rest = self.pacer.rest(s.took, s.in_vain, self.queue.resting());
+            self.queue.rest(s.target, rest);
+        }
         self.queue.settle(outcome.put_back, outcome.batch);
         self.pacer.observe(Round {
             waited: started.saturating_duration_since(self.rests_until),
@@ -125,7 +129,6 @@ impl ProcessingUnit {
             backlog: taken.more,
             ack: outcome.ack,
             window_used: outcome.window_used,
-            in_vain: outcome.in_vain,
         });
         {
             let mut s = self.stats.lock();

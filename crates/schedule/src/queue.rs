@@ -1,8 +1,9 @@
 //! The queue between the two units: one dirty set per vault, and what has left it without an ack.
 
-use crate::dirty::{DirtySet, Taken};
+use crate::dirty::{DirtySet, Due, Taken};
 use farwrite_core::{
-    BackupCommand, BatchSeq, BytePath, Change, ChangeSeq, Clock, FileId, SystemClock, Timestamp,
+    BackupCommand, BatchSeq, BytePath, Change, ChangeSeq, Clock, FileId, SystemClock, Target,
+    Timestamp,
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
@@ -103,14 +104,13 @@ impl Queue {
             if q.stopped {
                 return Wait::Stopped;
             }
-            if !q.dirty.is_empty() {
-                return if q.dirty.is_due() {
-                    Wait::Due
-                } else {
-                    Wait::NeedsDrain
-                };
-            }
-            if self.changed.wait_until(&mut q, deadline).timed_out() {
+            let until = match q.dirty.next_due(q.now_if_patient()) {
+                Due::Now => return Wait::Due,
+                Due::AfterDrain => return Wait::NeedsDrain,
+                Due::At(at) => at.min(deadline),
+                Due::Never => deadline,
+            };
+            if self.changed.wait_until(&mut q, until).timed_out() && until == deadline {
                 return Wait::Idle;
             }
         }
@@ -131,12 +131,24 @@ impl Queue {
     /// Takes a round out. The round counts as unacked until [`Queue::settle`].
     pub fn take(&self, max: usize) -> Taken {
         let mut q = self.inner.lock();
-        let taken = q.dirty.take(max);
+        let now = q.now_if_patient();
+        let taken = q.dirty.take(max, now);
         let first = taken.commands.iter().map(|c| c.first).min();
         let since = taken.commands.iter().map(|c| c.since).min();
         let commands = taken.commands.len();
         q.taken = first.zip(since).map(|oldest| Group { oldest, commands });
         taken
+    }
+
+    /// See [`DirtySet::rest`].
+    pub fn rest(&self, target: Target, rest: Duration) {
+        let mut q = self.inner.lock();
+        q.dirty.rest(target, Instant::now() + rest);
+    }
+
+    /// Files that rest.
+    pub fn resting(&self) -> usize {
+        self.inner.lock().dirty.resting(Instant::now())
     }
 
     /// Ends the round: `put_back` goes to the end of the queue (`true`: after a drain), the rest is covered by all
@@ -218,16 +230,19 @@ impl Queue {
         }
     }
 
-    /// While at least one is held, units do not pause: someone waits.
+    /// While at least one is held, units do not pause and no file rests: someone waits.
     pub fn hurry(&self) -> Hurry<'_> {
         self.inner.lock().urgent += 1;
         self.changed.notify_all();
         Hurry(self)
     }
 
-    /// Ends a pause: its length has been set anew.
+    /// Ends a pause, and the rest of every file: their length has been set anew.
     pub fn nudge(&self) {
-        self.inner.lock().nudges += 1;
+        let mut q = self.inner.lock();
+        q.nudges += 1;
+        q.dirty.end_rests();
+        drop(q);
         self.changed.notify_all();
     }
 
@@ -269,6 +284,11 @@ impl Queue {
 }
 
 impl Inner {
+    /// The time, unless somebody waits for everything.
+    fn now_if_patient(&self) -> Option<Instant> {
+        (self.urgent == 0).then(Instant::now)
+    }
+
     /// What has left the dirty set and is not acked.
     fn left(&self) -> impl Iterator<Item = &Group> {
         self.taken.iter().chain(self.in_flight.values())
@@ -310,6 +330,39 @@ impl Drop for Hurry<'_> {
 mod tests {
     use super::*;
     use farwrite_core::ChangeOp;
+
+    #[test]
+    fn whoever_waits_for_a_flush_ends_the_rest_of_a_file() {
+        let file = FileId { dev: 1, ino: 2 };
+        let q = Queue::new(100, Vec::new());
+        let c = Change {
+            time: Timestamp::from_nanos(1),
+            path: BytePath::new("/a").unwrap(),
+            dir: FileId { dev: 1, ino: 1 },
+            name: Some(farwrite_core::Name::new("a").unwrap()),
+            file: Some(file),
+            op: ChangeOp::Write(None),
+        };
+        let (hour, now) = (Duration::from_secs(3600), Duration::ZERO);
+        q.rest(Target::File(file), hour);
+        q.insert(ChangeSeq(1), std::slice::from_ref(&c));
+        assert_eq!(q.wait(now), Wait::Idle);
+        assert!(q.take(10).commands.is_empty() && !q.is_empty());
+        let hurry = q.hurry();
+        assert_eq!(q.wait(now), Wait::Due);
+        drop(hurry);
+        assert_eq!(q.wait(now), Wait::Idle);
+        std::thread::scope(|s| {
+            let waiting = s.spawn(|| q.wait(hour));
+            q.nudge();
+            assert_eq!(waiting.join().unwrap(), Wait::Due);
+        });
+        assert_eq!(q.take(10).commands.len(), 1);
+        // The rest ends by itself, too.
+        q.rest(Target::File(file), Duration::from_millis(20));
+        q.insert(ChangeSeq(2), std::slice::from_ref(&c));
+        assert_eq!(q.wait(hour), Wait::Due);
+    }
 
     #[test]
     fn an_ack_faster_than_the_round_leaves_nothing_in_flight() {

@@ -674,17 +674,12 @@ impl CommandSink for Commands<'_> {
             self.sent(batch, self.unit.stats().bytes_sent - before.bytes_sent);
         }
         let stats = self.link.stats();
-        let now = self.unit.stats();
-        let (read, new) = (
-            now.bytes_read - before.bytes_read,
-            now.bytes_new - before.bytes_new,
-        );
         Ok(Outcome {
             put_back: report.put_back,
             batch: report.batch,
             ack: self.worker.shared.report.lock().ack_time,
             window_used: stats.unacked_bytes as f64 / stats.window_bytes.max(1) as f64,
-            in_vain: read.saturating_sub(new) as f64 / read.max(1) as f64,
+            searches: report.searches,
         })
     }
 

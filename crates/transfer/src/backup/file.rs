@@ -75,6 +75,7 @@ impl BackupUnit {
             return self.lost_sight(node, c);
         }
         let trusted = self.trusts(row.as_ref(), c);
+        let (begun, before) = (self.clock.now(), self.stats);
         // A file that is read as a whole may be mapped although this command does not say so.
         if c.what.mapped || row.is_some() && !trusted {
             let started = self.start_writeback(&file, c, trusted);
@@ -87,6 +88,12 @@ impl BackupUnit {
         match self.read_content((&file, stat), e, node, row.as_ref(), c) {
             Ok((stat, settled, content)) => {
                 self.solved(&e.path);
+                if row.is_some() && !trusted {
+                    let read = self.stats.bytes_read - before.bytes_read;
+                    let new = self.stats.bytes_new - before.bytes_new;
+                    let took = self.clock.now().since(begun);
+                    self.searched(c, stat.id, took, (read, new));
+                }
                 self.finish_file(
                     e,
                     node,

@@ -7,7 +7,7 @@ use super::rows::{NodeFlags, NodeRow};
 use super::tree::{OpenDir, RootSpec, Tree};
 use farwrite_core::{
     BackupCommand, BatchSeq, BytePath, Change, ChangeOp, Clock, Commit, Extent, FileId, Kind, Meta,
-    Name, NodeId, Op, Origin, Target, Timestamp, What,
+    Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -27,6 +27,10 @@ pub(super) const PARTIAL_HELD: usize = 100_000;
 const RETRY: Duration = Duration::from_secs(30);
 /// Files that one round tells of.
 pub const FILES_TOLD: usize = 256;
+/// A file that was read whole in less time than this may be read again as often as it changes.
+const LONG_SEARCH: Duration = Duration::from_micros(500);
+/// Files that one round says of that they took long.
+const SEARCHES_TOLD: usize = 256;
 /// Problems remembered one by one; beyond that they are only counted.
 const PROBLEMS: usize = 1000;
 
@@ -109,6 +113,8 @@ pub struct RoundReport {
     pub put_back: Vec<(BackupCommand, bool)>,
     /// Last batch closed in the round.
     pub batch: Option<BatchSeq>,
+    /// Files that took long to be read whole.
+    pub searches: Vec<Search>,
 }
 
 /// See [`super`].
@@ -119,6 +125,7 @@ pub struct BackupUnit {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stats: BackupStats,
     pub(super) put_back: Vec<(BackupCommand, bool)>,
+    searches: Vec<Search>,
     /// Files sent in this round, if somebody wants to know.
     pub(super) files: Option<Vec<SentFile>>,
     pub(super) touched: BTreeSet<NodeId>,
@@ -187,6 +194,7 @@ impl BackupUnit {
             clock,
             stats: BackupStats::default(),
             put_back: Vec::new(),
+            searches: Vec::new(),
             files: None,
             touched: BTreeSet::new(),
             lost: Vec::new(),
@@ -290,6 +298,7 @@ impl BackupUnit {
             files: self.files.as_mut().map(std::mem::take).unwrap_or_default(),
             put_back: std::mem::take(&mut self.put_back),
             batch: self.last_batch,
+            searches: std::mem::take(&mut self.searches),
         })
     }
 
@@ -633,6 +642,28 @@ impl BackupUnit {
             self.index.commit_quietly()?;
         }
         Ok(())
+    }
+
+    /// Notes how long it took to read a known file whole, and what that was good for, if it took long.
+    pub(super) fn searched(
+        &mut self,
+        c: &BackupCommand,
+        id: FileId,
+        took: Duration,
+        (read, new): (u64, u64),
+    ) {
+        if took < LONG_SEARCH || self.searches.len() >= SEARCHES_TOLD {
+            return;
+        }
+        let in_vain = read.saturating_sub(new) as f64 / read.max(1) as f64;
+        let named = matches!(c.target, Target::Name { .. }).then(|| c.target.clone());
+        for target in named.into_iter().chain([Target::File(id)]) {
+            self.searches.push(Search {
+                target,
+                took,
+                in_vain,
+            });
+        }
     }
 
     /// Could something not be read, and is to be tried again?
