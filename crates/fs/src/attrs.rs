@@ -115,25 +115,39 @@ pub fn apply_meta(dir: &Dir, name: Option<&Name>, want: &Meta) -> io::Result<Ski
     Ok(skipped)
 }
 
-/// As [`apply_meta`] for a regular file that is open for writing. `fresh`: just created with mode 0600 by this
-/// process, so that nothing need be looked up first.
+/// The mode with which a new file is made that is to get these attributes: mostly the one that it will have, so that it need not
+/// be set once more. Not suid and the like, which are for its owner only, and not yet read-only if xattrs are to be set.
+pub fn mode_to_create(want: &Meta) -> u32 {
+    match want.xattrs.is_empty() {
+        true => want.mode & 0o777,
+        false => 0o600,
+    }
+}
+
+/// As [`apply_meta`] for a regular file that is open for writing. `fresh`: just created by this process in a directory that has no
+/// default ACL, so that it has no xattrs.
 pub fn apply_meta_fd(file: &File, want: &Meta, fresh: bool) -> io::Result<Skipped> {
     let have = Stat::of(file)?;
     let mut skipped = Skipped::default();
-    if have.uid != want.uid || have.gid != want.gid {
+    let owner = have.uid != want.uid || have.gid != want.gid;
+    if owner {
         match rustix::fs::fchown(file, uid(want.uid, have.uid), gid(want.gid, have.gid)) {
             Ok(()) => {}
             Err(Errno::PERM | Errno::INVAL) => skipped.owner += 1,
             Err(e) => return Err(e.into()),
         }
     }
-    if !fresh || !want.xattrs.is_empty() {
+    let xattrs = !fresh || !want.xattrs.is_empty();
+    if xattrs {
         skipped.xattrs += set_file_xattrs(file, want)?;
     }
-    match rustix::fs::fchmod(file, Mode::from_raw_mode(want.mode)) {
-        Ok(()) => {}
-        Err(Errno::PERM) => skipped.mode += 1,
-        Err(e) => return Err(e.into()),
+    // A chown clears suid, an ACL carries permission bits.
+    if owner || xattrs || have.mode != want.mode {
+        match rustix::fs::fchmod(file, Mode::from_raw_mode(want.mode)) {
+            Ok(()) => {}
+            Err(Errno::PERM) => skipped.mode += 1,
+            Err(e) => return Err(e.into()),
+        }
     }
     rustix::fs::futimens(file, &times(want.mtime))?;
     Ok(skipped)

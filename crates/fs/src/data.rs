@@ -1,5 +1,6 @@
 //! Where a file has data and where it has holes.
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::io;
@@ -111,6 +112,22 @@ pub fn data_segments(fd: impl AsFd, size: u64) -> io::Result<Vec<Segment>> {
     Ok(out)
 }
 
+/// A file's first `len` bytes; `UnexpectedEof` if it has fewer. Does not clear the memory first that they are read into.
+pub fn read_start(fd: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = bytes.len() as u64;
+        match rustix::io::pread(&fd, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // There may have been room for more.
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 /// Lets the kernel forget what it has cached of a range, as far as that is on the disk (posix_fadvise(2),
 /// `POSIX_FADV_DONTNEED`): what passes through once must not drive out what others have in memory. Only ever a hint.
 ///
@@ -121,6 +138,14 @@ pub fn forget_cached(fd: impl AsFd, from: u64, to: u64) {
         // No length: to the end.
         let len = len.filter(|_| to < u64::MAX);
         let _ = rustix::fs::fadvise(fd, from, len, Advice::DontNeed);
+    }
+}
+
+/// Has the kernel read a file's first `len` bytes into its cache, without waiting for it (posix_fadvise(2), `POSIX_FADV_WILLNEED`).
+/// Only ever a hint.
+pub fn expect_reads(fd: impl AsFd, len: u64) {
+    if let Some(len) = NonZeroU64::new(len) {
+        let _ = rustix::fs::fadvise(fd, 0, Some(len), Advice::WillNeed);
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Dir {
 pub struct DirEntry {
     /// Its name.
     pub name: Name,
+    /// Its inode number; of a mount point, that of the directory below.
+    pub ino: u64,
     /// Its kind, where the filesystem tells without a stat.
     pub kind: Option<Kind>,
 }
@@ -178,6 +180,7 @@ impl Dir {
             let name = Name::new(bytes).map_err(io::Error::other)?;
             f(DirEntry {
                 name,
+                ino: entry.ino(),
                 kind: kind_of(entry.file_type()),
             });
         }

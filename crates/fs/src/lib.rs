@@ -13,9 +13,11 @@ mod dir;
 mod stat;
 mod xattr;
 
-pub use attrs::{Skipped, apply_meta, apply_meta_fd, read_meta, read_meta_with};
+pub use attrs::{Skipped, apply_meta, apply_meta_fd, mode_to_create, read_meta, read_meta_with};
 pub use cache::{HandleCache, raise_open_files};
-pub use data::{Segment, Segments, data_segments, forget_cached, punch_hole};
+pub use data::{
+    Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole, read_start,
+};
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use stat::Stat;
 pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};

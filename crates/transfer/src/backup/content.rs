@@ -5,7 +5,7 @@ use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
 use farwrite_core::limits::SUM_BLOCK_BYTES;
 use farwrite_core::{Extent, ExtentSet};
-use farwrite_fs::Segments;
+use farwrite_fs::{Segments, read_start};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -71,8 +71,7 @@ pub struct SmallContent {
 
 /// Reads a file of at most [`SMALL_BYTES`]; shorter content than `size` is an `UnexpectedEof`.
 pub fn read_small(file: &File, size: u64, sparse: bool) -> io::Result<SmallContent> {
-    let mut bytes = vec![0; size as usize];
-    file.read_exact_at(&mut bytes, 0)?;
+    let bytes = read_start(file, size as usize)?;
     let mut runs = Vec::new();
     if sparse {
         let mut segments = Segments::new(file, size);

@@ -1,10 +1,12 @@
 //! Sending a regular file: its variant part, staged where it is too large for one batch, then its attributes.
 
+use super::ahead::FileRead;
 use super::batch::Piece;
-use super::content::{Comparison, ContentError, SMALL_BYTES, Variant, read_small};
+use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
 use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
+use farwrite_core::meta::Xattr;
 use farwrite_core::{BackupCommand, Extent, NodeId, Op};
 use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
 use std::collections::BTreeMap;
@@ -66,6 +68,12 @@ impl BackupUnit {
         c: &BackupCommand,
         slot: u32,
     ) -> Result<(), UnitError> {
+        if row.is_none()
+            && !c.what.mapped
+            && let Some(read) = self.ahead.file(&e.stat)
+        {
+            return self.send_read(e, node, read, c, slot);
+        }
         let (file, mut stat) = match e.dir.dir.read_file(e.name) {
             Ok(f) => f,
             Err(err) if is_absent(&err) => return self.lost_sight(node, c),
@@ -100,7 +108,7 @@ impl BackupUnit {
                     row,
                     slot,
                     FileState {
-                        file: &file,
+                        xattrs: Xattrs::Of(&file),
                         stat,
                         settled,
                         started,
@@ -116,6 +124,31 @@ impl BackupUnit {
             Err(ContentError::Index(err)) => Err(err.into()),
             Err(ContentError::Receiver(err)) => Err(err),
         }
+    }
+
+    /// Sends a new small file that was read ahead.
+    fn send_read(
+        &mut self,
+        e: &Present<'_>,
+        node: NodeId,
+        read: FileRead,
+        c: &BackupCommand,
+        slot: u32,
+    ) -> Result<(), UnitError> {
+        self.stats.files_read += 1;
+        self.stats.bytes_read += read.stat.size;
+        self.read_now.insert(node);
+        let small = SmallFile::new(read.content);
+        let content = self.put_small(small, node, false)?;
+        self.solved(&e.path);
+        let state = FileState {
+            xattrs: Xattrs::Read(read.xattrs),
+            stat: read.stat,
+            settled: true,
+            started: read.started,
+            content,
+        };
+        self.finish_file(e, node, None, slot, state, c)
     }
 
     /// Write-protects the pages that mappings may be changing: whoever stores into them from now on is told of again.
@@ -176,7 +209,9 @@ impl BackupUnit {
                 Err(err) => return Err(err),
                 Ok(content) if settled || !small || tries == SMALL_TRIES => {
                     let content = match content {
-                        Pending::Small(s) => self.put_small(s, node, row)?,
+                        Pending::Small(s) => self
+                            .put_small(s, node, row.is_some())
+                            .map_err(ContentError::Receiver)?,
                         Pending::Whole(c) => c,
                     };
                     self.stats.unsettled += u64::from(!settled);
@@ -220,22 +255,16 @@ impl BackupUnit {
         }
         Ok(Pending::Small(SmallFile {
             content,
-            bytes: small.bytes,
-            runs: small.runs,
+            ..SmallFile::new(small)
         }))
     }
 
     /// Puts a small file's bytes into the batch; done once they are known to be settled.
-    fn put_small(
-        &mut self,
-        s: SmallFile,
-        node: NodeId,
-        row: Option<&NodeRow>,
-    ) -> Result<Content, ContentError<UnitError>> {
+    fn put_small(&mut self, s: SmallFile, node: NodeId, known: bool) -> Result<Content, UnitError> {
         let mut content = s.content;
         for (run, hole) in s.runs {
             if hole {
-                if row.is_some() {
+                if known {
                     content.holes.push(Op::Hole {
                         node,
                         offset: run.offset,
@@ -245,8 +274,7 @@ impl BackupUnit {
                 continue;
             }
             let bytes = &s.bytes[run.offset as usize..run.end() as usize];
-            self.put_run(node, run.offset, bytes, &mut content)
-                .map_err(ContentError::Receiver)?;
+            self.put_run(node, run.offset, bytes, &mut content)?;
         }
         Ok(content)
     }
@@ -442,7 +470,7 @@ impl BackupUnit {
         c: &BackupCommand,
     ) -> Result<(), UnitError> {
         let FileState {
-            file,
+            xattrs,
             stat,
             settled,
             started,
@@ -453,7 +481,7 @@ impl BackupUnit {
             .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
         let xattrs = match attrs_same {
             Some(r) => r.meta.xattrs.clone(),
-            None => match list_file_xattrs(file) {
+            None => match xattrs.read() {
                 Ok(x) => x,
                 Err(err) => {
                     self.problem(&e.path, &err, Some(c));
@@ -491,9 +519,12 @@ impl BackupUnit {
                 unsettled: !settled,
             });
         }
-        self.send_node(node, new)?;
-        if is_new {
-            self.send_name(e.dir.node, e.name, node)?;
+        match is_new {
+            true => {
+                self.send_new_node(node, &new)?;
+                self.send_name_at(e, node)?;
+            }
+            false => self.send_node(node, new)?,
         }
         if let Some(files) = &mut self.files
             && files.len() < FILES_TOLD
@@ -572,11 +603,26 @@ impl BackupUnit {
 
 /// A file as it was read.
 struct FileState<'a> {
-    file: &'a File,
+    xattrs: Xattrs<'a>,
     stat: Stat,
     settled: bool,
     started: farwrite_core::Timestamp,
     content: Content,
+}
+
+/// Extended attributes, read or to be read.
+enum Xattrs<'a> {
+    Of(&'a File),
+    Read(Vec<Xattr>),
+}
+
+impl Xattrs<'_> {
+    fn read(self) -> io::Result<Vec<Xattr>> {
+        match self {
+            Xattrs::Of(file) => list_file_xattrs(file),
+            Xattrs::Read(xattrs) => Ok(xattrs),
+        }
+    }
 }
 
 /// A small file read but not yet in the batch.
@@ -584,6 +630,19 @@ struct SmallFile {
     content: Content,
     bytes: Vec<u8>,
     runs: Vec<(Extent, bool)>,
+}
+
+impl SmallFile {
+    fn new(read: SmallContent) -> Self {
+        SmallFile {
+            content: Content {
+                sum: read.sum,
+                ..Content::default()
+            },
+            bytes: read.bytes,
+            runs: read.runs,
+        }
+    }
 }
 
 enum Pending {

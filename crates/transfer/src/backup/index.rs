@@ -480,6 +480,13 @@ impl Index {
         self.write_node(id, &blob, row)
     }
 
+    /// Adds the row of a node that has none.
+    pub fn add_node(&mut self, id: NodeId, row: &NodeRow) -> Result<()> {
+        let blob = postcard::to_stdvec(row).expect("encoding into memory");
+        self.note_undo(Undo::Node(id, None))?;
+        self.write_node(id, &blob, row)
+    }
+
     /// Removes a node's row and checksums.
     pub fn del_node(&mut self, id: NodeId) -> Result<()> {
         if let Some(old) = self.node_blob(id)? {
@@ -503,6 +510,12 @@ impl Index {
             self.write_name(parent, name, node)?;
         }
         Ok(old)
+    }
+
+    /// Adds a name that nothing has.
+    pub fn add_name(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
+        self.note_undo(Undo::Name(parent, name.clone(), None))?;
+        self.write_name(parent, name, node)
     }
 
     /// Removes a name; returns what had it.

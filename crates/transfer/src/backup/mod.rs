@@ -5,6 +5,7 @@
 //! result wrong, only dearer. What it sends is what it has put into the index, in one transaction per batch;
 //! whatever a vault turns out not to have is rolled back from the index and looked at again.
 
+mod ahead;
 mod batch;
 mod content;
 mod file;

@@ -5,6 +5,8 @@ use farwrite_core::BatchSeq;
 use farwrite_core::record::{Record, RecordKind};
 use std::collections::VecDeque;
 
+/// Threads at most; one processor is left to the unit's thread.
+const THREADS: usize = 3;
 /// Blocks under way at most; one more, and the unit's thread packs one itself.
 const UNDER_WAY: usize = 4;
 
@@ -26,7 +28,7 @@ pub(super) fn pack(seq: BatchSeq, raw: Vec<u8>) -> Record {
     Record::new(RecordKind::Block, seq, raw)
 }
 
-/// The thread, from the first block on; it ends when this is dropped.
+/// The threads, from the first block on; they end when this is dropped.
 #[derive(Default)]
 pub(super) struct Packer {
     jobs: Option<Jobs>,
@@ -43,10 +45,13 @@ struct Jobs {
 impl Jobs {
     fn start() -> Jobs {
         let (put, take) = crossbeam_channel::unbounded::<Job>();
-        let jobs = take.clone();
-        let thread = std::thread::Builder::new().name("farwrite-pack".into());
-        if let Err(e) = thread.spawn(move || jobs.into_iter().for_each(Job::run)) {
-            tracing::debug!("no thread to compress in: {e}");
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        for _ in 0..(processors - 1).clamp(1, THREADS) {
+            let jobs = take.clone();
+            let thread = std::thread::Builder::new().name("farwrite-pack".into());
+            if let Err(e) = thread.spawn(move || jobs.into_iter().for_each(Job::run)) {
+                tracing::debug!("no thread to compress in: {e}");
+            }
         }
         Jobs { put, take }
     }
@@ -74,7 +79,7 @@ impl Packer {
         Some(record)
     }
 
-    /// The oldest record; waits for it. While there is one to be packed that the thread has not begun with, this one does so.
+    /// The oldest record; waits for it. While there is one to be packed that no thread has begun with, this one does so.
     pub(super) fn next(&mut self) -> Option<Record> {
         let oldest = self.under_way.pop_front()?;
         loop {

@@ -1,5 +1,6 @@
 //! The protected directories, and open handles on the directories below them.
 
+use super::ahead::Place;
 use super::index::{Index, IndexError};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
@@ -27,7 +28,14 @@ pub struct Root {
     pub node: NodeId,
     /// Its identity; all that is backed up below it is on the same device.
     pub id: FileId,
-    dir: Arc<Dir>,
+    place: Arc<Place>,
+}
+
+impl Root {
+    /// Where it is, for who reads ahead.
+    pub(super) fn place(&self) -> &Arc<Place> {
+        &self.place
+    }
 }
 
 /// A directory below a root, open.
@@ -86,11 +94,17 @@ impl Tree {
 
     /// Adds an opened root.
     pub fn add_root(&mut self, spec: RootSpec, node: NodeId, dir: Dir, id: FileId) {
+        let place = Arc::new(Place {
+            dir: Arc::new(dir),
+            path: spec.path.clone(),
+            excludes: spec.excludes.clone(),
+            dev: id.dev,
+        });
         self.roots.push(Root {
             spec,
             node,
             id,
-            dir: Arc::new(dir),
+            place,
         });
     }
 
@@ -248,7 +262,7 @@ impl Tree {
             node: r.node,
             path: r.spec.path.clone(),
             root: i,
-            dir: r.dir.clone(),
+            dir: r.place.dir.clone(),
         }
     }
 }

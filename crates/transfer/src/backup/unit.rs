@@ -1,10 +1,11 @@
 //! The backup unit itself: carries out a round of backup commands and closes batches.
 
+use super::ahead::ReadAhead;
 use super::batch::{BatchWriter, RecordSink, SinkClosed};
 use super::file::RANGES_HELD;
 use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::{OpenDir, RootSpec, Tree};
+use super::tree::{OpenDir, Root, RootSpec, Tree};
 use farwrite_core::{
     BackupCommand, BatchSeq, BytePath, Change, ChangeOp, Clock, Commit, Extent, FileId, Kind, Meta,
     Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
@@ -132,6 +133,9 @@ pub struct BackupUnit {
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
     pub(super) compares: HashSet<FileId>,
+    /// Those of them in which nothing is known: all files are to be read.
+    pub(super) new_dirs: HashSet<FileId>,
+    pub(super) ahead: ReadAhead,
     /// Protected directories that have not been compared since the start.
     pub(super) owed: HashSet<FileId>,
     /// More problems than are remembered.
@@ -191,7 +195,7 @@ impl BackupUnit {
             index,
             tree: Tree::new(),
             batch,
-            clock,
+            clock: clock.clone(),
             stats: BackupStats::default(),
             put_back: Vec::new(),
             searches: Vec::new(),
@@ -199,6 +203,8 @@ impl BackupUnit {
             touched: BTreeSet::new(),
             lost: Vec::new(),
             compares: HashSet::new(),
+            new_dirs: HashSet::new(),
+            ahead: ReadAhead::new(clock.clone()),
             owed: HashSet::new(),
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
@@ -277,6 +283,7 @@ impl BackupUnit {
         self.last_batch = None;
         self.read_now.clear();
         self.settled_now.clear();
+        self.read_ahead(&commands);
         let mut departures = Vec::new();
         for c in commands {
             self.stats.commands += 1;
@@ -291,6 +298,7 @@ impl BackupUnit {
             self.depart(c, &parent, &name)?;
             self.close_if_full()?;
         }
+        self.ahead.end();
         self.refresh_touched()?;
         self.close(quiet)?;
         self.note_completeness(&mut || false)?;
@@ -300,6 +308,22 @@ impl BackupUnit {
             batch: self.last_batch,
             searches: std::mem::take(&mut self.searches),
         })
+    }
+
+    /// Has the new directories of a round read, in its order.
+    fn read_ahead(&mut self, commands: &[BackupCommand]) {
+        if self.new_dirs.is_empty() {
+            return;
+        }
+        let new = commands.iter().filter_map(|c| match c.target {
+            Target::Directory(id) if c.what.compare && self.new_dirs.contains(&id) => {
+                let above = |r: &&Root| r.id.dev == id.dev && c.path.starts_with(&r.spec.path);
+                let root = self.tree.roots().iter().find(above)?;
+                Some((root.place().clone(), c.path.clone(), id))
+            }
+            _ => None,
+        });
+        self.ahead.plan(new.collect());
     }
 
     /// Whether rounds from now on tell which files they sent.
@@ -314,6 +338,10 @@ impl BackupUnit {
         quiet: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<BackupCommand>, UnitError> {
         self.tree.close_all();
+        self.ahead.rest();
+        if self.compares.is_empty() {
+            self.new_dirs.clear();
+        }
         self.settle_racy()?;
         self.settle_partial(quiet)?;
         self.note_completeness(quiet)?;
@@ -485,6 +513,9 @@ impl BackupUnit {
             }
             self.send_node(node, row)?;
             self.send_name(parent, name, node)?;
+            if is_root && known.is_none() {
+                self.new_dirs.insert(stat.id);
+            }
             parent = node;
         }
         self.tree.add_root(spec, parent, dir, stat.id);
@@ -507,6 +538,32 @@ impl BackupUnit {
             });
         }
         Ok(self.index.put_node(node, &row)?)
+    }
+
+    /// Sends a node of which the index knows nothing.
+    pub(super) fn send_new_node(&mut self, node: NodeId, row: &NodeRow) -> Result<(), UnitError> {
+        self.batch.push(Op::Node {
+            node,
+            meta: row.meta.clone(),
+            origin: row.origin,
+            unsettled: row.flags.has(NodeFlags::UNSETTLED),
+        });
+        Ok(self.index.add_node(node, row)?)
+    }
+
+    /// Sends a name that the index does not have in this directory.
+    pub(super) fn send_new_name(
+        &mut self,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+    ) -> Result<(), UnitError> {
+        self.batch.push(Op::Name {
+            parent,
+            name: name.clone(),
+            node,
+        });
+        Ok(self.index.add_name(parent, name, node)?)
     }
 
     /// Sends a name if the index does not have it.
