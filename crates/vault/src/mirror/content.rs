@@ -5,7 +5,7 @@ use crate::catalog::View;
 use crate::segment::LogError;
 use farwrite_core::history::BlockExtent;
 use farwrite_core::{Extent, ExtentSet, Meta, Name, NodeId};
-use farwrite_fs::{Dir, OpenMode};
+use farwrite_fs::{Dir, OpenMode, mode_to_create};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -28,7 +28,7 @@ impl Mirror {
     ) -> Result<(), MirrorError> {
         let fail = |e| MirrorError::io("write", name, e);
         let file = dir
-            .open_file(name, OpenMode::CreateNew(0o600))
+            .open_file(name, OpenMode::CreateNew(mode_to_create(meta)))
             .map_err(|e| MirrorError::io("create", name, e))?;
         let mut end = 0;
         if meta.size > 0 {

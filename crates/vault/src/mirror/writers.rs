@@ -7,7 +7,7 @@ use crate::catalog::View;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{Extent, Kind, Meta, Name, NodeId};
-use farwrite_fs::{Dir, OpenMode, Skipped};
+use farwrite_fs::{Dir, OpenMode, Skipped, mode_to_create};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +17,10 @@ use std::sync::Arc;
 const FILE_BYTES: u64 = 256 << 10;
 /// Blocks that one file's content may be in.
 const FILE_BLOCKS: usize = 2;
-/// Files that wait at most.
-const WAITING: usize = 32;
+/// Files that are handed over together: to wake a thread up for each would cost as much as to make it.
+const TOGETHER: usize = 8;
+/// As many of those wait at most. Who hands them over waits then: two that make files in one directory only wait for its lock.
+const WAITING: usize = 4;
 /// Threads at most.
 const THREADS: usize = 3;
 /// Fewer new names than this are not worth waking anybody for.
@@ -39,7 +41,7 @@ impl NewFile {
         let fail = |e| MirrorError::io("write", name, e);
         let file = self
             .dir
-            .open_file(name, OpenMode::CreateNew(0o600))
+            .open_file(name, OpenMode::CreateNew(mode_to_create(&self.meta)))
             .map_err(|e| MirrorError::io("create", name, e))?;
         let mut end = 0;
         for (offset, bytes) in &self.pieces {
@@ -53,31 +55,42 @@ impl NewFile {
     }
 }
 
+/// Makes all of them, up to the first that fails.
+fn make_all(files: &[NewFile]) -> Result<Skipped, MirrorError> {
+    let mut skipped = Skipped::default();
+    for file in files {
+        let made = catch_unwind(AssertUnwindSafe(|| file.make()));
+        let gone = |_| {
+            let why = io::Error::other("its writer panicked");
+            Err(MirrorError::io("make", &file.name, why))
+        };
+        skipped.add(made.unwrap_or_else(gone)?);
+    }
+    Ok(skipped)
+}
+
 /// The threads of one step; they end when this is dropped.
 pub(super) struct Writers {
-    files: Sender<NewFile>,
+    files: Sender<Vec<NewFile>>,
     made: Receiver<Result<Skipped, MirrorError>>,
+    /// To be handed over once there are enough.
+    next: Vec<NewFile>,
     under_way: usize,
 }
 
 impl Writers {
     /// None if there is no thread to be had.
     fn start() -> Option<Writers> {
-        let (files, files_in) = crossbeam_channel::bounded::<NewFile>(WAITING);
+        let (files, files_in) = crossbeam_channel::bounded::<Vec<NewFile>>(WAITING);
         let (made_out, made) = crossbeam_channel::unbounded();
         // One processor is left to whoever hands out.
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         for _ in 0..(processors - 1).clamp(1, THREADS) {
             let (files, made) = (files_in.clone(), made_out.clone());
             let work = move || {
-                for file in files {
-                    let done = catch_unwind(AssertUnwindSafe(|| file.make()));
-                    let gone = |_| {
-                        let why = io::Error::other("its writer panicked");
-                        Err(MirrorError::io("make", &file.name, why))
-                    };
+                for some in files {
                     // Nobody listens any more: the mirror is gone.
-                    let _ = made.send(done.unwrap_or_else(gone));
+                    let _ = made.send(make_all(&some));
                 }
             };
             let thread = std::thread::Builder::new().name("vault-write".into());
@@ -86,8 +99,24 @@ impl Writers {
         Some(Writers {
             files,
             made,
+            next: Vec::with_capacity(TOGETHER),
             under_way: 0,
         })
+    }
+
+    /// Gives away what there is.
+    fn give_away(&mut self) -> Result<Skipped, MirrorError> {
+        if self.next.is_empty() {
+            return Ok(Skipped::default());
+        }
+        let some = std::mem::replace(&mut self.next, Vec::with_capacity(TOGETHER));
+        match self.files.send(some) {
+            Ok(()) => {
+                self.under_way += 1;
+                Ok(Skipped::default())
+            }
+            Err(refused) => make_all(&refused.into_inner()),
+        }
     }
 }
 
@@ -143,12 +172,9 @@ impl Mirror {
             inherits,
         };
         let writers = self.writers.as_mut().expect("looked at above");
-        match writers.files.send(file) {
-            Ok(()) => writers.under_way += 1,
-            Err(refused) => {
-                let skipped = refused.into_inner().make()?;
-                self.stats.skipped.add(skipped);
-            }
+        writers.next.push(file);
+        if writers.next.len() == TOGETHER {
+            self.stats.skipped.add(writers.give_away()?);
         }
         self.stats.files_made += 1;
         Ok(true)
@@ -171,10 +197,19 @@ impl Mirror {
         let Some(writers) = &mut self.writers else {
             return Ok(());
         };
-        let mut all = Ok(());
+        let mut all = match writers.give_away() {
+            Ok(skipped) => {
+                self.stats.skipped.add(skipped);
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
         while writers.under_way > 0 {
             writers.under_way -= 1;
-            let made = writers.made.recv().expect("a report for each file");
+            let made = writers
+                .made
+                .recv()
+                .expect("a report of all that were handed over");
             match made {
                 Ok(skipped) => self.stats.skipped.add(skipped),
                 Err(e) => all = all.and(Err(e)),
