@@ -280,6 +280,17 @@ impl Record {
     /// Takes one whole record off the front of `bytes`; `None` if more bytes are needed. `bytes` is left as it
     /// was unless a record is returned.
     pub fn parse(bytes: &mut bytes::BytesMut) -> Result<Option<Self>, BadRecord> {
+        match Self::take_whole(bytes)? {
+            Some((_, whole)) => Record::from_bytes(&whole),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Record::parse`], but the payload is not checked: for bytes whose last receiver does that. Returns the header and the
+    /// bytes of the whole record.
+    pub fn take_whole(
+        bytes: &mut bytes::BytesMut,
+    ) -> Result<Option<(RecordHeader, Bytes)>, BadRecord> {
         let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
@@ -288,7 +299,7 @@ impl Record {
             return Ok(None);
         }
         let whole = bytes.split_to(header.total_bytes() as usize);
-        Record::from_bytes(&whole.freeze())
+        Ok(Some((header, whole.freeze())))
     }
 }
 

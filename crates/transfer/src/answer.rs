@@ -1,7 +1,7 @@
 //! Answers about the history on their way through records: cut into parts and put together again. Those that carry content are
 //! large, so that each copy of their bytes that is not made shows.
 
-use crate::message::{Message, RESPONSE_BYTES, RESPONSE_PART_BYTES};
+use crate::message::{Message, PROTOCOL_V3, RESPONSE_BYTES, RESPONSE_PART_BYTES};
 use bytes::Bytes;
 use farwrite_core::history::{BlockBytes, Response};
 use farwrite_core::record::{BadRecord, Record, RecordKind};
@@ -17,8 +17,43 @@ const BLOCKS: u32 = 5;
 /// Most bytes in front of a part in its message: two numbers, a flag, and a length.
 const FRONT_BYTES: usize = 5 + 5 + 1 + 5;
 
+/// A piece of an answer on its way.
+#[derive(Debug)]
+pub enum Piece {
+    /// To be written.
+    Record(Record),
+    /// A whole record as it is stored, which whoever asked will check.
+    Stored(Bytes),
+}
+
+/// An answer as what is sent of it in a session of protocol `version`. One that is too large becomes a [`Response::Error`].
+pub fn response_pieces(id: u32, response: Response, version: u16) -> Vec<Piece> {
+    let stored = |list: &[BlockBytes]| {
+        list.iter()
+            .flat_map(|b| &b.record)
+            .map(Bytes::len)
+            .sum::<usize>()
+    };
+    match response {
+        Response::Blocks(list) if version >= PROTOCOL_V3 && stored(&list) <= RESPONSE_BYTES => {
+            let said = |b: &BlockBytes| (b.block, b.record.as_ref().err().cloned());
+            let blocks = list.iter().map(said).collect();
+            let first = Piece::Record(Message::Blocks { id, blocks }.to_record());
+            let records = list.into_iter().filter_map(|b| b.record.ok());
+            [first]
+                .into_iter()
+                .chain(records.map(Piece::Stored))
+                .collect()
+        }
+        other => {
+            let records = response_records(id, &other);
+            records.into_iter().map(Piece::Record).collect()
+        }
+    }
+}
+
 /// An answer as the records that carry it. One that is too large becomes a [`Response::Error`].
-pub fn response_records(id: u32, response: &Response) -> Vec<Record> {
+fn response_records(id: u32, response: &Response) -> Vec<Record> {
     let encode = |response: &Response| {
         let parts = Parts::new(id);
         postcard::serialize_with_flavor(response, parts).expect("encoding into memory")

@@ -14,10 +14,12 @@ use serde_bytes::ByteBuf;
 pub const PROTOCOL_V1: u16 = 1;
 /// Protocol version 2: [`Message::Behind`].
 pub const PROTOCOL_V2: u16 = 2;
+/// Protocol version 3: [`Message::Blocks`].
+pub const PROTOCOL_V3: u16 = 3;
 /// Oldest protocol version that this software speaks.
 pub const PROTOCOL_MIN: u16 = PROTOCOL_V1;
 /// Newest protocol version that this software speaks.
-pub const PROTOCOL_MAX: u16 = PROTOCOL_V2;
+pub const PROTOCOL_MAX: u16 = PROTOCOL_V3;
 
 /// Most bytes of text from the other side that are kept or shown.
 pub const TEXT_BYTES: usize = 1024;
@@ -104,6 +106,14 @@ pub enum Message {
     /// S, in a backup session, from version 2 on: what it has still to send or to see acked. For people at the vault; nothing
     /// is decided by it.
     Behind(Behind),
+    /// V, in a history session, from version 3 on: the answer to a [`Request::Blocks`] that could be answered. The records of the
+    /// blocks follow as they are stored, in the order of this list, with no other record between them but of messages.
+    Blocks {
+        /// Which request.
+        id: u32,
+        /// Each block of the answer and, if its record does not follow, what is wrong with it.
+        blocks: Vec<(u64, Option<String>)>,
+    },
 }
 
 /// How far a source is behind its own files.
@@ -342,6 +352,13 @@ mod tests {
                     lag_ms: 5,
                 }),
                 "0fac0205",
+            ),
+            (
+                Message::Blocks {
+                    id: 2,
+                    blocks: vec![(300, None), (1, Some("x".into()))],
+                },
+                "100202ac020001010178",
             ),
         ];
         for (message, want) in samples {

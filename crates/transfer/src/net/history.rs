@@ -12,10 +12,11 @@ use crate::message::{
 };
 use crate::session::{DEAD_AFTER, Framer, OUTPUT_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
 use bytes::{Bytes, BytesMut};
-use farwrite_core::history::{Request, Response};
+use farwrite_core::history::{BlockBytes, Request, Response};
+use farwrite_core::record::{Record, RecordKind};
 use farwrite_core::{SourceName, limits};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
@@ -67,6 +68,7 @@ struct State {
 
 struct Pending {
     parts: Vec<Bytes>,
+    blocks: Vec<BlockBytes>,
     bytes: usize,
     answer: std_mpsc::SyncSender<Response>,
 }
@@ -91,6 +93,7 @@ impl HistoryClient {
                 welcome,
                 up: false,
                 framer: Framer::default(),
+                coming: None,
             };
             let end = client.run(&dial, software).await;
             client.end(end);
@@ -129,6 +132,7 @@ impl HistoryClient {
         state.next_id = id.wrapping_add(1);
         let pending = Pending {
             parts: Vec::new(),
+            blocks: Vec::new(),
             bytes: 0,
             answer,
         };
@@ -180,6 +184,8 @@ struct Task<'a> {
     welcome: std_mpsc::SyncSender<Result<SourceName, HistoryError>>,
     up: bool,
     framer: Framer,
+    /// The request whose blocks' records come next, and those that are still to come.
+    coming: Option<(u32, VecDeque<u64>)>,
 }
 
 impl Task<'_> {
@@ -268,7 +274,14 @@ impl Task<'_> {
     }
 
     fn records(&mut self) -> Result<(), HistoryError> {
-        while let Some(record) = self.framer.next(limits::RECORD_BYTES).map_err(protocol)? {
+        let next = |f: &mut Framer| f.next_unchecked(limits::RECORD_BYTES).map_err(protocol);
+        while let Some((header, whole)) = next(&mut self.framer)? {
+            if header.kind == RecordKind::Block {
+                self.block(whole)?;
+                continue;
+            }
+            let checked = Record::from_bytes(&whole).map_err(protocol)?;
+            let record = checked.ok_or_else(|| protocol("a record is cut off"))?;
             let message = match answer::read(&record).map_err(protocol)? {
                 Came::Part { id, more, part } if self.up => {
                     self.part(id, more, part)?;
@@ -284,6 +297,7 @@ impl Task<'_> {
                     let _ = self.welcome.try_send(Ok(w.name));
                 }
                 Message::Pong { .. } | Message::Alive => {}
+                Message::Blocks { id, blocks } if self.up => self.blocks(id, blocks)?,
                 Message::Refused(r) => {
                     let text = printable(&r.text, TEXT_BYTES);
                     return Err(HistoryError::Refused(Refusal::new(r.code, text)));
@@ -321,6 +335,70 @@ impl Task<'_> {
         // One place in the channel, one answer.
         let _ = pending.answer.try_send(response);
         Ok(())
+    }
+
+    /// An answer whose blocks follow as they are stored.
+    fn blocks(&mut self, id: u32, blocks: Vec<(u64, Option<String>)>) -> Result<(), HistoryError> {
+        if self.coming.is_some() || blocks.len() > limits::HISTORY_PAGE {
+            return Err(protocol("more blocks than may come"));
+        }
+        let mut state = self.shared.state.lock();
+        let pending = state.pending.get_mut(&id);
+        let pending = pending.filter(|p| p.parts.is_empty() && p.blocks.is_empty());
+        let Some(pending) = pending else {
+            return Err(protocol(format!("blocks for {id}, which were not asked")));
+        };
+        let follows = |(block, wrong): &(u64, Option<String>)| wrong.is_none().then_some(*block);
+        self.coming = Some((id, blocks.iter().filter_map(follows).collect()));
+        let there = |(block, wrong): (u64, Option<String>)| BlockBytes {
+            block,
+            record: wrong.map_or(Ok(Bytes::new()), |w| Err(printable(&w, TEXT_BYTES))),
+        };
+        pending.blocks = blocks.into_iter().map(there).collect();
+        drop(state);
+        self.complete();
+        Ok(())
+    }
+
+    /// A block's record. It is checked by whoever makes use of it.
+    fn block(&mut self, record: Bytes) -> Result<(), HistoryError> {
+        let next = self.coming.as_mut().and_then(|(id, rest)| {
+            let block = rest.pop_front()?;
+            Some((*id, block))
+        });
+        let Some((id, block)) = next else {
+            return Err(protocol("a block that was not announced"));
+        };
+        let mut state = self.shared.state.lock();
+        let Some(pending) = state.pending.get_mut(&id) else {
+            return Err(protocol(format!("a block for {id}, which was not asked")));
+        };
+        pending.bytes += record.len();
+        if pending.bytes > RESPONSE_BYTES {
+            return Err(protocol(format!("an answer over {RESPONSE_BYTES} bytes")));
+        }
+        let place = pending.blocks.iter_mut();
+        let mut empty = place.filter(|b| b.record.as_ref().is_ok_and(Bytes::is_empty));
+        match empty.find(|b| b.block == block) {
+            Some(place) => place.record = Ok(record),
+            None => return Err(protocol("a block that was not announced")),
+        }
+        drop(state);
+        self.complete();
+        Ok(())
+    }
+
+    /// Gives the answer to who asked, if all of its blocks are there.
+    fn complete(&mut self) {
+        let Some((id, _)) = self.coming.take_if(|(_, rest)| rest.is_empty()) else {
+            return;
+        };
+        let pending = self.shared.state.lock().pending.remove(&id);
+        self.shared.room.notify_one();
+        if let Some(p) = pending {
+            // One place in the channel, one answer.
+            let _ = p.answer.try_send(Response::Blocks(p.blocks));
+        }
     }
 }
 

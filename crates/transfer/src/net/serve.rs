@@ -298,7 +298,7 @@ impl Attached {
                 name,
                 answers,
                 place,
-            }) => Worker::history(answers, place).map(|worker| {
+            }) => Worker::history(answers, session.version(), place).map(|worker| {
                 self.attach(worker);
                 session.welcome_history(name);
             }),
@@ -517,7 +517,7 @@ fn take_report(session: &mut VaultSession, report: Report) {
     match report {
         Report::Replayed(record) => session.replay_record(&record),
         Report::ReplayEnd => session.replay_end(),
-        Report::Answer { id, record, last } => session.response(id, &record, last),
+        Report::Answer { id, piece, last } => session.response(id, &piece, last),
         Report::BadBatch(text) => session.refuse(Refusal::new(RefusalCode::BadBatch, text)),
         Report::Failed { text, retry_after } => session.fail(&text, retry_after),
     }

@@ -4,7 +4,7 @@
 //! the reports, which stops a replay. Never touches the socket.
 
 use super::destination::{HistoryAnswers, SinkError, SourceSink};
-use crate::answer::response_records;
+use crate::answer::{Piece, response_pieces};
 use crate::message::Behind;
 use farwrite_core::history::Request;
 use farwrite_core::{BatchSeq, Record};
@@ -32,7 +32,7 @@ pub(super) enum Job {
 pub(super) enum Report {
     Replayed(Record),
     ReplayEnd,
-    Answer { id: u32, record: Record, last: bool },
+    Answer { id: u32, piece: Piece, last: bool },
     BadBatch(String),
     Failed { text: String, retry_after: Duration },
 }
@@ -73,9 +73,10 @@ impl Worker {
         })
     }
 
-    /// A thread that answers questions.
+    /// A thread that answers questions of a session of protocol `version`.
     pub(super) fn history<H: Any + Send>(
         mut answers: HistoryAnswers,
+        version: u16,
         hold: H,
     ) -> std::io::Result<Worker> {
         spawn("farwrite-history", move |jobs, reports| {
@@ -83,11 +84,11 @@ impl Worker {
                 let Job::Ask { id, request } = job else {
                     continue;
                 };
-                let records = response_records(id, &answers(&request));
-                let count = records.len();
-                for (i, record) in records.into_iter().enumerate() {
+                let pieces = response_pieces(id, answers(&request), version);
+                let count = pieces.len();
+                for (i, piece) in pieces.into_iter().enumerate() {
                     let last = i + 1 == count;
-                    let report = Report::Answer { id, record, last };
+                    let report = Report::Answer { id, piece, last };
                     if reports.blocking_send(report).is_err() {
                         break 'jobs;
                     }

@@ -1,7 +1,7 @@
 //! Cuts a stream of bytes into records. Never holds more than one record over what it was given, and never accepts a
 //! record larger than the caller's bound.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use farwrite_core::record::{BadRecord, HEADER_BYTES, Record, RecordHeader};
 
 /// Collects received bytes and takes records off their front.
@@ -19,6 +19,21 @@ impl Framer {
     /// The next whole record; `None` if more bytes are needed. A header that announces a payload over `max_payload`
     /// bytes is an error before the payload has arrived. After an error the stream is of no use any more.
     pub fn next(&mut self, max_payload: usize) -> Result<Option<Record>, BadRecord> {
+        self.make_room(max_payload)?;
+        Record::parse(&mut self.bytes)
+    }
+
+    /// As [`Framer::next`], with a payload that nobody has checked: the header, and the bytes of the whole record.
+    pub fn next_unchecked(
+        &mut self,
+        max_payload: usize,
+    ) -> Result<Option<(RecordHeader, Bytes)>, BadRecord> {
+        self.make_room(max_payload)?;
+        Record::take_whole(&mut self.bytes)
+    }
+
+    /// Checks the announced length of the next record.
+    fn make_room(&mut self, max_payload: usize) -> Result<(), BadRecord> {
         if let Some(head) = self.bytes.first_chunk::<HEADER_BYTES>() {
             let header = RecordHeader::decode(head)?;
             let largest = header.stored.max(header.raw);
@@ -28,7 +43,7 @@ impl Framer {
             let total = header.total_bytes() as usize;
             self.bytes.reserve(total.saturating_sub(self.bytes.len()));
         }
-        Record::parse(&mut self.bytes)
+        Ok(())
     }
 
     /// Bytes held that are not yet a record.

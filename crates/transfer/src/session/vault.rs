@@ -6,6 +6,7 @@
 
 use super::source::append;
 use super::{DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
+use crate::answer::Piece;
 use crate::message::{
     Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode,
     SOFTWARE_BYTES, TEXT_BYTES, TOKEN_BYTES, Welcome, printable,
@@ -123,6 +124,7 @@ struct Backup {
 #[derive(Debug)]
 pub struct VaultSession {
     state: State,
+    version: u16,
     framer: Framer,
     out: BytesMut,
     actions: VecDeque<VaultAction>,
@@ -139,6 +141,7 @@ impl VaultSession {
     pub fn new(now: Duration) -> Self {
         VaultSession {
             state: State::New,
+            version: PROTOCOL_MIN,
             framer: Framer::default(),
             out: BytesMut::new(),
             actions: VecDeque::new(),
@@ -257,6 +260,7 @@ impl VaultSession {
             },
             Purpose::Pair { .. } => return Err("a token of the wrong length".into()),
         });
+        self.version = version;
         self.state = State::Opening { version };
         Ok(())
     }
@@ -405,15 +409,23 @@ impl VaultSession {
         }
     }
 
-    /// A record made by [`crate::answer::response_records`]; `last` with the last one of its request.
-    pub fn response(&mut self, id: u32, record: &Record, last: bool) {
+    /// Which version of the protocol is spoken; the oldest until the source has said which it knows.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
+    /// A piece made by [`crate::answer::response_pieces`]; `last` with the last one of its request.
+    pub fn response(&mut self, id: u32, piece: &Piece, last: bool) {
         if let State::History { asked } = &mut self.state
             && asked.contains(&id)
         {
             if last {
                 asked.remove(&id);
             }
-            append(&mut self.out, record);
+            match piece {
+                Piece::Record(record) => append(&mut self.out, record),
+                Piece::Stored(record) => self.out.extend_from_slice(record),
+            }
         }
     }
 
@@ -437,7 +449,10 @@ impl VaultSession {
     /// Moves what is to be sent to the end of `out`.
     pub fn poll_output(&mut self, now: Duration, out: &mut BytesMut) {
         if !self.out.is_empty() {
-            out.extend_from_slice(&self.out);
+            match out.is_empty() {
+                true => std::mem::swap(out, &mut self.out),
+                false => out.extend_from_slice(&self.out),
+            }
             self.out.clear();
             self.said = now;
         }

@@ -1,7 +1,7 @@
 //! A vault in memory, batches to send, and ways to wait: shared by the tests of this crate.
 
 use bytes::BytesMut;
-use farwrite_core::history::{Request, Response};
+use farwrite_core::history::{BlockBytes, Request, Response};
 use farwrite_core::{BatchSeq, Commit, Epoch, NodeId, Record, RecordKind, SourceName, Timestamp};
 use farwrite_core::{codec, op::Chain};
 use farwrite_transfer::message::{Refusal, RefusalCode};
@@ -161,9 +161,22 @@ impl Destination for FakeVault {
         Ok(Box::new(move |request| match request {
             Request::Moments => Response::Moments(None),
             Request::Versions { limit, .. } => Response::Error("y".repeat(*limit as usize)),
+            Request::Blocks(ids) => Response::Blocks(ids.iter().map(|id| block(*id)).collect()),
             other => Response::Error(format!("{name}: {other:?}")),
         }))
     }
+}
+
+/// What a block is stored as; of every fifth something is wrong.
+pub fn block(id: u64) -> BlockBytes {
+    let content = id.to_le_bytes().repeat(id as usize % 50_000);
+    let mut stored = Vec::new();
+    Record::uncompressed(RecordKind::Block, BatchSeq(1), content).write_to(&mut stored);
+    let record = match id % 5 {
+        0 => Err(format!("{id} is damaged")),
+        _ => Ok(stored.into()),
+    };
+    BlockBytes { block: id, record }
 }
 
 struct FakeSink {

@@ -1,9 +1,11 @@
 //! The drivers: links and servers over memory, TCP with TLS, and a stand-in for ssh.
 
-use crate::common::{DEADLINE, FakeVault, Maker, name, wait_for};
+use crate::common::{DEADLINE, FakeVault, Maker, block, name, wait_for};
+use bytes::BytesMut;
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Record, RecordKind, Timestamp};
-use farwrite_transfer::message::{Message, RefusalCode};
+use farwrite_transfer::answer::{Piece, response_pieces};
+use farwrite_transfer::message::{Message, PROTOCOL_V3, RefusalCode, Welcome};
 use farwrite_transfer::net::tls::{self, Identity};
 use farwrite_transfer::net::*;
 use farwrite_transfer::pairing::Invite;
@@ -380,6 +382,128 @@ fn questions_are_answered_several_at_once_and_large_ones_in_parts() {
         client.ask(Request::Moments).unwrap(),
         Response::Moments(None)
     );
+}
+
+#[test]
+fn blocks_come_as_they_are_stored() {
+    let rt = Runtime::new().unwrap();
+    let vault = Arc::new(FakeVault::default());
+    let dial = memory(&rt, service(&vault), vec![]);
+    let client = HistoryClient::connect(rt.handle(), dial, "t").unwrap();
+    std::thread::scope(|s| {
+        for i in 0..40u64 {
+            let client = &client;
+            s.spawn(move || {
+                // Twice the same, none at all, only bad ones: whatever is asked for.
+                let ids: Vec<u64> = (0..i)
+                    .map(|k| (i * 7919 + k * k) % 9973 * (i % 4))
+                    .collect();
+                let want = Response::Blocks(ids.iter().map(|id| block(*id)).collect());
+                assert!(client.ask(Request::Blocks(ids)).unwrap() == want, "{i}");
+            });
+        }
+    });
+    // Over the bound of one answer, as before.
+    let large = vec![49_999; 100];
+    let Response::Error(text) = client.ask(Request::Blocks(large)).unwrap() else {
+        panic!("40 MB in one answer");
+    };
+    assert!(text.contains("ask for less"), "{text}");
+}
+
+/// A vault that answers the first question with these records.
+fn scripted(rt: &Runtime, records: Vec<Record>) -> Dialer {
+    let handle = rt.handle().clone();
+    Dialer::Custom(Arc::new(move || {
+        let (near, mut far) = tokio::io::duplex(64 << 10);
+        let records = records.clone();
+        handle.spawn(async move {
+            let welcome = Message::Welcome(Welcome {
+                version: PROTOCOL_V3,
+                name: name("web"),
+                last: None,
+                epoch: None,
+                window_bytes: 0,
+                mirror: false,
+            });
+            let mut framer = Framer::default();
+            let mut input = BytesMut::new();
+            let mut answers = vec![vec![welcome.to_record()], records].into_iter();
+            while far.read_buf(&mut input).await.is_ok_and(|n| n > 0) {
+                framer.push(&input);
+                input.clear();
+                while let Ok(Some(_)) = framer.next(1 << 20) {
+                    let mut bytes = Vec::new();
+                    for r in answers.next().into_iter().flatten() {
+                        r.write_to(&mut bytes);
+                    }
+                    let _ = far.write_all(&bytes).await;
+                }
+            }
+        });
+        Box::pin(async move { Ok(Box::new(near) as BoxStream) })
+    }))
+}
+
+#[test]
+fn blocks_that_were_not_announced_end_the_session() {
+    let rt = Runtime::new().unwrap();
+    let stored = |id: u64| {
+        let bytes = block(id).record.unwrap();
+        Record::from_bytes(&bytes).unwrap().unwrap()
+    };
+    let announce = |id, blocks: &[u64]| {
+        let blocks = blocks.iter().map(|b| (*b, None)).collect();
+        Message::Blocks { id, blocks }.to_record()
+    };
+    let other = Message::Response {
+        id: 0,
+        more: true,
+        part: vec![0; 10].into(),
+    };
+    for (what, records) in [
+        ("nothing announced", vec![stored(1)]),
+        (
+            "one too many",
+            vec![announce(0, &[1, 2]), stored(1), stored(2), stored(3)],
+        ),
+        ("for nobody", vec![announce(7, &[1])]),
+        (
+            "announced twice",
+            vec![announce(0, &[1, 2]), announce(0, &[1])],
+        ),
+        (
+            "two kinds of answer",
+            vec![other.to_record(), announce(0, &[1])],
+        ),
+        (
+            "over the bound",
+            [vec![announce(0, &[49_999; 100])], vec![stored(49_999); 100]].concat(),
+        ),
+    ] {
+        let client = HistoryClient::connect(rt.handle(), scripted(&rt, records), "t").unwrap();
+        // What is complete before the offence is still good.
+        let first = client.ask(Request::Blocks(vec![1, 2]));
+        assert_eq!(first.is_ok(), what == "one too many", "{what}");
+        let after = wait_for("the end", || client.ask(Request::Moments).err());
+        assert!(
+            matches!(after, HistoryError::Protocol { .. }),
+            "{what}: {after}"
+        );
+    }
+}
+
+#[test]
+fn blocks_for_an_older_source_come_in_parts() {
+    let response = Response::Blocks((1..5).map(block).collect());
+    let pieces = response_pieces(3, response, PROTOCOL_V3 - 1);
+    for piece in &pieces {
+        let Piece::Record(record) = piece else {
+            panic!("what an older source does not know");
+        };
+        let message = Message::from_record(record).unwrap();
+        assert!(matches!(message, Message::Response { id: 3, .. }));
+    }
 }
 
 /// A server on a TCP port of this machine.
