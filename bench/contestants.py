@@ -152,6 +152,13 @@ class Farwrite(Contestant):
         said = run(self.program, "vault", "invite", self.vault, "--name", name, "--address", f"127.0.0.1:{self.dial}")
         return re.search(r"farwrite1:\S+", said)[0]
 
+    def hold(self):
+        """The vault does nothing from now on, as if its machine were busy, until `go_on`."""
+        self.server.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.server.send_signal(signal.SIGCONT)
+
     def add(self, source):
         run(self.program, "source", "add", source, "--to", self.invite("bench"), "--state", self.state)
         self.source = Path(source)
@@ -179,6 +186,19 @@ class Farwrite(Contestant):
         """Over the network as a source does, or from the directory of the vault, as the others do."""
         origin = ["--vault-dir", self.vault, "--source", "bench"] if beside else ["--state", self.state]
         run(self.program, "restore", self.source, "--to", to, *origin)
+
+
+class Mark(Contestant):
+    """A fanotify mark and nothing behind it: mark.c."""
+
+    name = "mark"
+
+    def start(self, source):
+        self.source = Path(source)
+        program = self.place / "mark"
+        run("cc", "-O2", "-o", program, Path(__file__).resolve().parent / "mark.c")
+        self.spawn(program, source)
+        wait("the mark", lambda: "ready" in (self.place / "log-0").read_text(), 10)
 
 
 class Rsync(Contestant):

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from contestants import (DEADLINE, Borg, Cp, Failed, Farwrite, Lsyncd, Restic, Rsync, Syncthing, differences, free_port,
+from contestants import (DEADLINE, Borg, Cp, Failed, Farwrite, Lsyncd, Mark, Restic, Rsync, Syncthing, differences, free_port,
                          process_figures, run, wait)
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -215,14 +215,15 @@ def delta(bench):
     return row
 
 
-def first(bench, source, with_mirror, title, others):
+def first(bench, source, title, others, prepare=warm):
+    """A first backup by everybody; `prepare` says what of the source is in memory."""
     row = Row(title)
     for _ in range(bench.runs):
-        for mirror in ([True, False] if with_mirror else [False]):
+        for mirror in (True, False):
             bench.fresh()
             with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
                 c.add(source)
-                warm(source)
+                prepare(source)
                 quiet(c.place)
 
                 def backup():
@@ -236,7 +237,7 @@ def first(bench, source, with_mirror, title, others):
         for other in others:
             bench.fresh()
             with other(bench.place) as c:
-                warm(source)
+                prepare(source)
                 quiet(c.place)
                 if isinstance(c, Syncthing):
                     row.add(c.name, synced(c.place, lambda: c.start(source)))
@@ -247,15 +248,24 @@ def first(bench, source, with_mirror, title, others):
     return row
 
 
+def tree_peers(bench):
+    return [Rsync, Cp, Restic, Borg] + ([Syncthing] if bench.slow else [])
+
+
 def first_tree(bench):
-    """First backup of 92,000 entries."""
-    others = [Rsync, Cp, Restic, Borg] + ([Syncthing] if bench.slow else [])
-    return first(bench, tree(bench), True, "first backup of the kernel's source tree, ends with sync -f", others)
+    """First backup of 92,000 entries that are in memory."""
+    return first(bench, tree(bench), "first backup of the kernel's source tree, ends with sync -f", tree_peers(bench))
+
+
+def first_tree_cold(bench):
+    """First backup of 92,000 entries of which nothing is in memory."""
+    title = "first backup of the kernel's source tree with nothing of it in memory, ends with sync -f"
+    return first(bench, tree(bench), title, tree_peers(bench), lambda _: cold())
 
 
 def first_large(bench):
     """First backup of one file that does not compress."""
-    return first(bench, large(bench), True, "first backup of an incompressible file of 4 GiB, ends with sync -f", [Rsync, Cp])
+    return first(bench, large(bench), "first backup of an incompressible file of 4 GiB, ends with sync -f", [Rsync, Cp])
 
 
 def storm(bench):
@@ -335,6 +345,9 @@ def flood(bench):
     return row
 
 
+VAULT_IDLE = "farwrite, nice, vault idle"
+
+
 def application(bench):
     """What an application in the protected directory pays: untar, random writes, a database."""
     row = Row("what the application pays")
@@ -355,8 +368,11 @@ def application(bench):
     works = {"untar": untar, "fio": fio, "pgbench": pgbench}
     protected = {
         "alone": None,
+        # What the kernel does for this sensor in the application's own calls.
+        "fanotify, events thrown away": lambda: Mark(bench.place),
         "farwrite": lambda: Farwrite(bench.place, bench.program),
         "farwrite, nice": lambda: Farwrite(bench.place, bench.program, nice=10),
+        VAULT_IDLE: lambda: Farwrite(bench.place, bench.program, nice=10),
         "lsyncd": lambda: Lsyncd(bench.place),
     }
     for _ in range(bench.runs):
@@ -374,8 +390,12 @@ def application(bench):
                     (source / "first").write_text("first")
                     c.start(source)
                     quiet(source)
+                    if who == VAULT_IDLE:
+                        c.hold()
                     row.add(f"{what}: {who}", elapsed(lambda: work(source)))
-                    if what == "pgbench":
+                    if who == VAULT_IDLE:
+                        c.go_on()
+                    if what == "pgbench" or isinstance(c, Mark):
                         continue
                     if isinstance(c, Farwrite):
                         c.settle()
@@ -646,7 +666,8 @@ def figures_of(row, out, notes):
 
 
 ROWS = {
-    "latency": latency, "delta": delta, "delta-exact": delta_exact, "first-tree": first_tree, "first-large": first_large, "storm": storm, "flood": flood,
+    "latency": latency, "delta": delta, "delta-exact": delta_exact, "first-tree": first_tree, "first-tree-cold": first_tree_cold,
+    "first-large": first_large, "storm": storm, "flood": flood,
     "application": application, "idle": idle, "distance": distance, "many": many, "restart-exact": restart_exact,
     "restore-tree": restore_tree, "restore-large": restore_large,
 }
