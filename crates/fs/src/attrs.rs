@@ -8,6 +8,7 @@ use rustix::fs::{
     fremovexattr, fsetxattr, openat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -115,10 +116,12 @@ pub fn apply_meta(dir: &Dir, name: Option<&Name>, want: &Meta) -> io::Result<Ski
     Ok(skipped)
 }
 
-/// The mode with which a new file is made that is to get these attributes: mostly the one that it will have, so that it need not
-/// be set once more. Not suid and the like, which are for its owner only, and not yet read-only if xattrs are to be set.
-pub fn mode_to_create(want: &Meta) -> u32 {
-    match want.xattrs.is_empty() {
+/// The mode with which a new file is made that is to get these attributes: the one that it will have, so that it need not be set
+/// once more, if nothing else about who may read it is still to be set; else for us alone. `inherits`: its directory has a
+/// default ACL.
+pub fn mode_to_create(want: &Meta, inherits: bool) -> u32 {
+    let ours = (want.uid, want.gid) == (geteuid().as_raw(), getegid().as_raw());
+    match ours && !inherits && want.xattrs.is_empty() {
         true => want.mode & 0o777,
         false => 0o600,
     }

@@ -2,7 +2,9 @@
 
 use farwrite_core::meta::Xattr;
 use farwrite_core::{Kind, Name, Timestamp};
-use farwrite_fs::{Dir, OpenMode, Segment, Segments, apply_meta, apply_meta_fd, read_meta};
+use farwrite_fs::{
+    Dir, OpenMode, Segment, Segments, apply_meta, apply_meta_fd, mode_to_create, read_meta,
+};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 
@@ -57,7 +59,13 @@ fn attributes_survive_a_round_trip() {
             assert!(!apply_meta_fd(&f, &m, true).unwrap().any());
             let st = d.stat(&name("b")).unwrap();
             assert_eq!(read_meta(&d, &name("b"), &st).unwrap(), m);
+            // Made with the mode that it will have only if nothing else says who may read it.
+            assert_eq!(mode_to_create(&m, false), 0o600);
             m.xattrs.clear();
+            let ours = (m.uid, m.gid) == (0, 0);
+            let mode = if ours { m.mode & 0o777 } else { 0o600 };
+            assert_eq!(mode_to_create(&m, false), mode);
+            assert_eq!(mode_to_create(&m, true), 0o600);
             apply_meta_fd(&f, &m, false).unwrap();
             assert_eq!(
                 read_meta(&d, &name("b"), &d.stat(&name("b")).unwrap()).unwrap(),

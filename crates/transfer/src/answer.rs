@@ -28,6 +28,10 @@ pub enum Piece {
 
 /// An answer as what is sent of it in a session of protocol `version`. One that is too large becomes a [`Response::Error`].
 pub fn response_pieces(id: u32, response: Response, version: u16) -> Vec<Piece> {
+    let said = |list: &[BlockBytes]| -> usize {
+        let wrong = list.iter().filter_map(|b| b.record.as_ref().err());
+        wrong.map(String::len).sum()
+    };
     let stored = |list: &[BlockBytes]| {
         list.iter()
             .flat_map(|b| &b.record)
@@ -35,9 +39,13 @@ pub fn response_pieces(id: u32, response: Response, version: u16) -> Vec<Piece> 
             .sum::<usize>()
     };
     match response {
-        Response::Blocks(list) if version >= PROTOCOL_V3 && stored(&list) <= RESPONSE_BYTES => {
-            let said = |b: &BlockBytes| (b.block, b.record.as_ref().err().cloned());
-            let blocks = list.iter().map(said).collect();
+        Response::Blocks(list)
+            if version >= PROTOCOL_V3
+                && stored(&list) <= RESPONSE_BYTES
+                && said(&list) <= RESPONSE_PART_BYTES =>
+        {
+            let about = |b: &BlockBytes| (b.block, b.record.as_ref().err().cloned());
+            let blocks = list.iter().map(about).collect();
             let first = Piece::Record(Message::Blocks { id, blocks }.to_record());
             let records = list.into_iter().filter_map(|b| b.record.ok());
             [first]

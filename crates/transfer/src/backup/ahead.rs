@@ -2,15 +2,16 @@
 //! asked for one after another, and beside that thread, which is busy with what was read before. Of a first backup
 //! that is most of the work.
 //!
-//! What was read ahead decides nothing. It is used only if the file is, when the unit's thread looks at it, what it was before it
-//! was read (identity, size, times and all); else that thread reads it itself. Nothing outlives the round for which it was read.
+//! What was read ahead decides nothing. It is used only if the file was the same before the read, after it, and when the unit's
+//! thread looks at it (identity, size, times and all); else that thread reads it itself. Nothing outlives the round for which it
+//! was read.
 
-use super::content::{GROUP_BYTES, SMALL_BYTES, SmallContent, read_small};
+use super::content::{SMALL_BYTES, SmallContent, read_small};
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BytePath, Clock, FileId, Kind, Name, Timestamp};
-use farwrite_fs::{Dir, Stat, expect_reads, list_file_xattrs};
+use farwrite_fs::{Dir, DirEntry, Stat, expect_reads, list_file_xattrs};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -22,6 +23,15 @@ const PIECE_FILES: usize = 16;
 /// Pieces that are under way or wait to be used at most, of the directory that is being compared and again of those that come
 /// next: with [`PIECE_FILES`] of [`SMALL_BYTES`] each, 16 MiB.
 const PIECES: usize = 8;
+/// Bytes of a larger file that the kernel is asked to have ready; once those are read it goes on by itself.
+const LARGE_START: u64 = 256 << 10;
+/// Bytes of xattrs with which a file is left to the unit's thread.
+const XATTR_BYTES: usize = 4 << 10;
+/// Entries of a directory to come, beyond which nothing of it is read before it is being compared.
+const LISTED: usize = 1024;
+/// Fewer new directories in a round, and fewer files in one, are not worth starting a thread for.
+const WORTH_DIRS: usize = 4;
+const WORTH_FILES: usize = 64;
 
 /// A file as it was read.
 pub(super) struct FileRead {
@@ -42,25 +52,31 @@ pub(super) struct Place {
     pub dev: u64,
 }
 
-/// A directory that a reader has opened.
+/// An open directory.
 struct Opened {
     place: Arc<Place>,
     path: BytePath,
-    dir: Dir,
+    dir: Arc<Dir>,
 }
 
-/// What came of a piece: files that were read and, of a directory's first piece, what is still to be read.
+/// What came of a piece: files that were read, in the order of their inode numbers.
 #[derive(Default)]
 struct Piece {
     reads: Vec<FileRead>,
-    rest: Option<(Arc<Opened>, VecDeque<Name>)>,
+    /// Of a directory's first piece: it goes up to this inode number; `None`: all files were read.
+    up_to: Option<u64>,
 }
 
 enum Job {
     /// The first files of a directory.
     First(Arc<Place>, BytePath, FileId),
-    /// Further ones.
+    /// Some files.
     More(Arc<Opened>, Vec<Name>),
+}
+
+/// The regular files among entries. What else, or perhaps something else, is never opened.
+fn files(entries: &[DirEntry]) -> impl Iterator<Item = &DirEntry> {
+    entries.iter().filter(|e| e.kind == Some(Kind::File))
 }
 
 impl Job {
@@ -73,19 +89,30 @@ impl Job {
                 if dir.stat_self()?.id != id {
                     return Ok(Piece::default());
                 }
-                let mut entries = dir.list()?;
-                entries.retain(|e| matches!(e.kind, None | Some(Kind::File)));
+                let (mut entries, mut more) = (Vec::new(), false);
+                dir.for_each_entry(|e| match entries.len() < LISTED {
+                    true => entries.push(e),
+                    false => more = true,
+                })?;
+                if more {
+                    // Which of them will be looked at first is not known.
+                    return Ok(Piece {
+                        reads: Vec::new(),
+                        up_to: Some(0),
+                    });
+                }
                 entries.sort_unstable_by_key(|e| e.ino);
-                let mut names: VecDeque<Name> = entries.into_iter().map(|e| e.name).collect();
-                let first: Vec<Name> = names.drain(..names.len().min(PIECE_FILES)).collect();
-                let opened = Opened { place, path, dir };
-                let reads = opened.read(&first, clock);
-                let rest = (!names.is_empty()).then(|| (Arc::new(opened), names));
-                Ok(Piece { reads, rest })
+                let first: Vec<&DirEntry> = files(&entries).take(PIECE_FILES).collect();
+                let up_to = first.last().filter(|_| first.len() == PIECE_FILES);
+                let up_to = up_to.map(|e| e.ino);
+                let names: Vec<Name> = first.into_iter().map(|e| e.name.clone()).collect();
+                let dir = Arc::new(dir);
+                let reads = Opened { place, path, dir }.read(&names, clock);
+                Ok(Piece { reads, up_to })
             }
             Job::More(opened, names) => Ok(Piece {
                 reads: opened.read(&names, clock),
-                rest: None,
+                up_to: None,
             }),
         }
     }
@@ -103,16 +130,21 @@ impl Opened {
     /// `None`: it is none to be read as a whole. Whatever fails here fails again, and is told of, when it is looked at.
     fn read_file(&self, name: &Name, clock: &dyn Clock) -> io::Result<Option<FileRead>> {
         let (file, stat) = self.dir.read_file(name)?;
-        if stat.id.dev != self.place.dev || stat.mount_root {
+        // One that has other names may be known by those.
+        if stat.id.dev != self.place.dev || stat.mount_root || stat.nlink > 1 {
             return Ok(None);
         }
         if stat.size > SMALL_BYTES {
-            expect_reads(&file, GROUP_BYTES.min(stat.size));
+            expect_reads(&file, LARGE_START.min(stat.size));
             return Ok(None);
         }
         let started = clock.now();
         let content = read_small(&file, stat.size, stat.blocks * 512 < stat.size)?;
         let xattrs = list_file_xattrs(&file)?;
+        let attr_bytes: usize = xattrs.iter().map(|x| x.name.len() + x.value.len()).sum();
+        if attr_bytes > XATTR_BYTES || Stat::of(&file)? != stat {
+            return Ok(None);
+        }
         Ok(Some(FileRead {
             stat,
             started,
@@ -174,8 +206,12 @@ fn do_it((job, done): (Job, Sender<Piece>), clock: &dyn Clock) {
 
 /// The directory that is being compared.
 struct Here {
+    opened: Arc<Opened>,
     promises: VecDeque<Promise>,
-    rest: Option<(Arc<Opened>, VecDeque<Name>)>,
+    /// What nobody reads yet, with inode numbers.
+    rest: VecDeque<(u64, Name)>,
+    /// The first piece is still to come: it says which of the rest are in it.
+    first: bool,
     /// In the order of the inode numbers, in which the files are looked at, too.
     reads: VecDeque<FileRead>,
 }
@@ -203,27 +239,54 @@ impl ReadAhead {
 
     /// These will be compared, in this order; nothing in them is known.
     pub(super) fn plan(&mut self, dirs: Vec<(Arc<Place>, BytePath, FileId)>) {
-        self.coming = dirs.into();
-        self.begin();
+        if dirs.len() >= WORTH_DIRS {
+            self.coming = dirs.into();
+            self.begin();
+        }
     }
 
-    /// The comparison of a directory begins.
-    pub(super) fn enter(&mut self, dir: FileId) {
+    /// The comparison of a directory begins in which nothing is known: `entries` will be looked at in this order, which is that of
+    /// their inode numbers.
+    pub(super) fn enter(
+        &mut self,
+        place: &Arc<Place>,
+        (path, dir, id): (&BytePath, &Arc<Dir>, FileId),
+        entries: &[DirEntry],
+    ) {
         self.here = None;
         let mut promise = None;
-        if let Some(at) = self.begun.iter().position(|(id, _)| *id == dir) {
+        if let Some(at) = self.begun.iter().position(|(begun, _)| *begun == id) {
             // Those before it were passed over.
             promise = self.begun.drain(..=at).next_back().map(|(_, p)| p);
-        } else if let Some(at) = self.coming.iter().position(|(_, _, id)| *id == dir) {
+        } else if let Some(at) = self.coming.iter().position(|(_, _, coming)| *coming == id) {
             self.begun.clear();
             self.coming.drain(..=at);
         }
-        self.here = promise.map(|p| Here {
-            promises: [p].into(),
-            rest: None,
-            reads: VecDeque::new(),
-        });
+        let rest: VecDeque<_> = files(entries).map(|e| (e.ino, e.name.clone())).collect();
+        if promise.is_some() || rest.len() >= WORTH_FILES {
+            let opened = Opened {
+                place: place.clone(),
+                path: path.clone(),
+                dir: dir.clone(),
+            };
+            let mut here = Here {
+                opened: Arc::new(opened),
+                first: promise.is_some(),
+                promises: promise.into_iter().collect(),
+                rest,
+                reads: VecDeque::new(),
+            };
+            if !here.first {
+                here.begin(self.pool());
+            }
+            self.here = Some(here);
+        }
         self.begin();
+    }
+
+    fn pool(&mut self) -> &Pool {
+        self.pool
+            .get_or_insert_with(|| Pool::start(self.clock.clone()))
     }
 
     /// It ends; what was read in it and not used is let go.
@@ -267,8 +330,11 @@ impl ReadAhead {
             }
             let piece = pool.wait(&here.promises.pop_front()?);
             here.reads = piece.reads.into();
-            if piece.rest.is_some() {
-                here.rest = piece.rest;
+            if std::mem::take(&mut here.first) {
+                match piece.up_to {
+                    Some(ino) => here.rest.retain(|(other, _)| *other > ino),
+                    None => here.rest.clear(),
+                }
             }
             here.begin(pool);
         }
@@ -279,9 +345,7 @@ impl ReadAhead {
         while self.begun.len() < PIECES
             && let Some((place, path, id)) = self.coming.pop_front()
         {
-            let start = || Pool::start(self.clock.clone());
-            let pool = self.pool.get_or_insert_with(start);
-            let promise = pool.begin(Job::First(place, path, id));
+            let promise = self.pool().begin(Job::First(place, path, id));
             self.begun.push_back((id, promise));
         }
     }
@@ -289,12 +353,10 @@ impl ReadAhead {
 
 impl Here {
     fn begin(&mut self, pool: &Pool) {
-        let Some((opened, names)) = &mut self.rest else {
-            return;
-        };
-        while self.promises.len() < PIECES && !names.is_empty() {
-            let some = names.drain(..names.len().min(PIECE_FILES)).collect();
-            let promise = pool.begin(Job::More(opened.clone(), some));
+        while self.promises.len() < PIECES && !self.rest.is_empty() {
+            let some = self.rest.drain(..self.rest.len().min(PIECE_FILES));
+            let names = some.map(|(_, name)| name).collect();
+            let promise = pool.begin(Job::More(self.opened.clone(), names));
             self.promises.push_back(promise);
         }
     }
@@ -338,6 +400,12 @@ mod tests {
             std::fs::write(path, content).unwrap();
         }
 
+        fn make_dirs(&self, names: &[&str]) {
+            for name in names {
+                std::fs::create_dir(self.dir.path().join(name)).unwrap();
+            }
+        }
+
         fn plan(&mut self, dirs: &[&str]) -> Vec<FileId> {
             let root = self.dir.path();
             let id = |d: &&str| Dir::open(&root.join(d)).unwrap().stat_self().unwrap().id;
@@ -351,27 +419,43 @@ mod tests {
     }
 
     /// What is there now, in the order in which a comparison looks at it.
-    fn stats(dir: &Path) -> Vec<(Name, Stat)> {
-        let dir = Dir::open(dir).unwrap();
+    fn listed(dir: &Dir) -> Vec<DirEntry> {
         let mut entries = dir.list().unwrap();
         entries.sort_unstable_by_key(|e| e.ino);
+        entries
+    }
+
+    fn stats(dir: &Path) -> Vec<(Name, Stat)> {
+        let dir = Dir::open(dir).unwrap();
         let stat = |n: Name| dir.stat(&n).map(|s| (n, s)).unwrap();
-        entries.into_iter().map(|e| stat(e.name)).collect()
+        listed(&dir).into_iter().map(|e| stat(e.name)).collect()
+    }
+
+    impl Rig {
+        fn enter(&mut self, name: &str, id: FileId) {
+            let at = self.dir.path().join(name);
+            let dir = Arc::new(Dir::open(&at).unwrap());
+            let path = BytePath::try_from(at.as_path()).unwrap();
+            let entries = listed(&dir);
+            self.ahead.enter(&self.place, (&path, &dir, id), &entries);
+        }
     }
 
     #[test]
     fn all_small_files_of_several_directories_are_read() {
         let mut rig = Rig::new(&[]);
-        // Of the middle one there is more than may be under way at once.
-        for (d, files) in [("a", 3), ("b", PIECE_FILES * PIECES * 3 + 5), ("c", 1)] {
+        // Of the second there is more than may be under way at once, of the last more than is read ahead of its turn.
+        let many = [3, PIECE_FILES * PIECES * 3 + 5, 1, LISTED + 50];
+        let names = ["a", "b", "c", "d"];
+        for (d, files) in names.iter().zip(many) {
             for i in 0..files {
                 rig.write(&format!("{d}/{i}"), format!("{d} {i}").as_bytes());
             }
         }
         rig.write("a/large", &vec![7; SMALL_BYTES as usize + 1]);
-        let ids = rig.plan(&["a", "b", "c"]);
-        for (d, id) in ["a", "b", "c"].iter().zip(ids) {
-            rig.ahead.enter(id);
+        let ids = rig.plan(&names);
+        for (d, id) in names.iter().zip(ids) {
+            rig.enter(d, id);
             for (name, stat) in stats(&rig.dir.path().join(d)) {
                 let read = rig.ahead.file(&stat);
                 if stat.size > SMALL_BYTES {
@@ -389,13 +473,30 @@ mod tests {
     }
 
     #[test]
+    fn one_directory_is_worth_it_if_there_is_much_in_it() {
+        let mut rig = Rig::new(&[]);
+        for i in 0..WORTH_FILES {
+            rig.write(&format!("much/{i}"), b"x");
+        }
+        rig.write("little/1", b"x");
+        for (name, read) in [("little", false), ("much", true)] {
+            let ids = rig.plan(&[name]);
+            rig.enter(name, ids[0]);
+            let all = stats(&rig.dir.path().join(name));
+            assert!(all.iter().all(|(_, s)| rig.ahead.file(s).is_some() == read));
+            assert_eq!(rig.ahead.pool.is_some(), read);
+        }
+    }
+
+    #[test]
     fn what_changed_since_it_was_read_is_not_taken() {
         let mut rig = Rig::new(&[]);
         for i in 0..10 {
             rig.write(&format!("d/{i}"), b"before");
         }
-        let ids = rig.plan(&["d"]);
-        rig.ahead.enter(ids[0]);
+        rig.make_dirs(&["x", "y", "z"]);
+        let ids = rig.plan(&["d", "x", "y", "z"]);
+        rig.enter("d", ids[0]);
         // All are of the first piece: once one is there, all are read.
         let first = stats(&rig.dir.path().join("d")).remove(0).1;
         assert!(rig.ahead.file(&first).is_some());
@@ -413,24 +514,35 @@ mod tests {
     }
 
     #[test]
-    fn excluded_files_and_replaced_directories_are_left_alone() {
+    fn what_is_not_to_be_read_is_left_alone() {
         let mut rig = Rig::new(&["*.tmp"]);
         rig.write("d/a.tmp", b"x");
         rig.write("d/a.txt", b"y");
+        rig.write("d/linked", b"z");
         rig.write("e/b.txt", b"z");
-        let ids = rig.plan(&["d"]);
-        rig.ahead.enter(ids[0]);
+        let top = rig.dir.path();
+        std::fs::hard_link(top.join("d/linked"), top.join("other")).unwrap();
+        // Whoever waits for a reader of it must go on waiting.
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, top.join("d/fifo"), fifo, mode, 0).unwrap();
+        rig.make_dirs(&["x", "y", "z"]);
+        let ids = rig.plan(&["d", "x", "y", "z"]);
+        rig.enter("d", ids[0]);
         for (name, stat) in stats(&rig.dir.path().join("d")) {
-            assert_eq!(rig.ahead.file(&stat).is_some(), name.as_bytes() == b"a.txt");
+            let read = rig.ahead.file(&stat).is_some();
+            assert_eq!(read, name.as_bytes() == b"a.txt", "{name}");
         }
         // Another directory has the name by the time that it is opened.
         let other = ids[0];
         let path = BytePath::try_from(rig.dir.path().join("e").as_path()).unwrap();
-        rig.ahead.plan(vec![(rig.place.clone(), path, other)]);
-        rig.ahead.enter(other);
-        let (_, stat) = stats(&rig.dir.path().join("e")).remove(0);
-        assert!(rig.ahead.file(&stat).is_none());
+        let plan = vec![(rig.place.clone(), path, other); WORTH_DIRS];
+        rig.ahead.plan(plan);
+        let promise = rig.ahead.begun.pop_front().unwrap().1;
+        let piece = rig.ahead.pool.as_ref().unwrap().wait(&promise);
+        assert!(piece.reads.is_empty());
         rig.ahead.rest();
+        let (_, stat) = stats(&rig.dir.path().join("e")).remove(0);
         assert!(rig.ahead.pool.is_none() && rig.ahead.file(&stat).is_none());
     }
 }

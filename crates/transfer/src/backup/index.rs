@@ -512,10 +512,24 @@ impl Index {
         Ok(old)
     }
 
-    /// Adds a name that nothing has.
-    pub fn add_name(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
+    /// Adds a name; false, and nothing is done, if something has it.
+    pub fn add_name(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Result<bool> {
+        let added = self
+            .prepare("INSERT OR IGNORE INTO names(parent, name, node) VALUES (?1, ?2, ?3)")?
+            .execute(params![parent.0 as i64, name.as_bytes(), node.0 as i64])
+            .map_err(|e| self.sql(e))?;
+        if added == 0 {
+            return Ok(false);
+        }
         self.note_undo(Undo::Name(parent, name.clone(), None))?;
-        self.write_name(parent, name, node)
+        Ok(true)
+    }
+
+    /// Is there anything in a directory?
+    pub fn has_children(&self, dir: NodeId) -> Result<bool> {
+        self.prepare("SELECT EXISTS(SELECT 1 FROM names WHERE parent = ?1)")?
+            .query_row([dir.0 as i64], |r| r.get(0))
+            .map_err(|e| self.sql(e))
     }
 
     /// Removes a name; returns what had it.
@@ -891,3 +905,26 @@ CREATE TABLE undo(seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
 PRAGMA user_version = 1;
 COMMIT;
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_added_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::open(&dir.path().join("index"), 1 << 20).unwrap();
+        index.begin().unwrap();
+        let (parent, name) = (NodeId(5), Name::new("a").unwrap());
+        assert!(!index.has_children(parent).unwrap());
+        assert!(index.add_name(parent, &name, NodeId(6)).unwrap());
+        // A listing may tell the same name twice: what has it stays known, so that its end can be told.
+        assert!(!index.add_name(parent, &name, NodeId(7)).unwrap());
+        assert_eq!(index.lookup(parent, &name).unwrap(), Some(NodeId(6)));
+        assert!(index.has_children(parent).unwrap());
+        assert_eq!(
+            index.put_name(parent, &name, NodeId(7)).unwrap(),
+            Some(NodeId(6))
+        );
+    }
+}

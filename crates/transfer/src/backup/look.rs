@@ -225,6 +225,7 @@ impl BackupUnit {
         id: FileId,
     ) -> Result<(), UnitError> {
         self.compares.remove(&id);
+        let new = self.new_dirs.remove(&id).is_some();
         if let Some(i) = self.tree.roots().iter().position(|r| r.id == id) {
             let root = self.tree.root(i);
             let now = Dir::open_absolute(&root.spec.path).and_then(|d| d.stat_self());
@@ -240,6 +241,7 @@ impl BackupUnit {
         if c.what.recursive && self.tree.roots().iter().any(|r| r.id == id) {
             // Whatever was queued below is covered by this one, and may have been collapsed into it.
             self.compares.clear();
+            self.new_dirs.clear();
         }
         let dir = match self.tree.by_file(&self.index, id)? {
             Found::Open(dir) => dir,
@@ -255,20 +257,17 @@ impl BackupUnit {
             (Err(e), _) if !is_absent(&e) => self.problem(&dir.path, &e, Some(&c)),
             _ => return Ok(()),
         }
-        let new = self.new_dirs.remove(&id);
         if !c.what.compare {
             return Ok(());
         }
-        if new {
-            self.ahead.enter(id);
-        }
-        let compared = self.compare(&c, &dir);
+        let compared = self.compare(&c, &dir, new);
         self.ahead.leave();
         compared
     }
 
-    /// Looks at every entry of a directory; with `recursive`, directories in it are put into the queue.
-    pub(super) fn compare(&mut self, c: &BackupCommand, dir: &OpenDir) -> Result<(), UnitError> {
+    /// Looks at every entry of a directory; with `recursive`, directories in it are put into the queue. `new`: it has not been
+    /// compared before.
+    fn compare(&mut self, c: &BackupCommand, dir: &OpenDir, new: bool) -> Result<(), UnitError> {
         let mut known: BTreeMap<Name, (NodeId, NodeRow)> = self
             .index
             .children(dir.node)?
@@ -288,6 +287,10 @@ impl BackupUnit {
             .stat_self()
             .map_or(self.tree.root(dir.root).id, |s| s.id);
         let root = self.tree.root(dir.root);
+        if new && known.is_empty() {
+            let place = (&dir.path, &dir.dir, id);
+            self.ahead.enter(root.place(), place, &entries);
+        }
         let (slot, no_excludes) = (root.spec.slot, root.spec.excludes.is_empty());
         for e in entries {
             let path = dir.path.join(&e.name);
@@ -507,7 +510,7 @@ impl BackupUnit {
         self.send_new_node(node, &row)?;
         self.send_name_at(e, node)?;
         if e.stat.kind == Kind::Dir {
-            self.new_dirs.insert(e.stat.id);
+            self.new_dirs.insert(e.stat.id, node);
             self.queue_compare(c, e.path.clone(), e.stat.id);
         }
         Ok(())

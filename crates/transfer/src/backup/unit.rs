@@ -133,8 +133,8 @@ pub struct BackupUnit {
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
     pub(super) compares: HashSet<FileId>,
-    /// Those of them in which nothing is known: all files are to be read.
-    pub(super) new_dirs: HashSet<FileId>,
+    /// Those of them that were new when they were put there: as long as nothing in them is known, all files are to be read.
+    pub(super) new_dirs: HashMap<FileId, NodeId>,
     pub(super) ahead: ReadAhead,
     /// Protected directories that have not been compared since the start.
     pub(super) owed: HashSet<FileId>,
@@ -203,7 +203,7 @@ impl BackupUnit {
             touched: BTreeSet::new(),
             lost: Vec::new(),
             compares: HashSet::new(),
-            new_dirs: HashSet::new(),
+            new_dirs: HashMap::new(),
             ahead: ReadAhead::new(clock.clone()),
             owed: HashSet::new(),
             problems_lost: false,
@@ -283,7 +283,7 @@ impl BackupUnit {
         self.last_batch = None;
         self.read_now.clear();
         self.settled_now.clear();
-        self.read_ahead(&commands);
+        self.read_ahead(&commands)?;
         let mut departures = Vec::new();
         for c in commands {
             self.stats.commands += 1;
@@ -311,19 +311,23 @@ impl BackupUnit {
     }
 
     /// Has the new directories of a round read, in its order.
-    fn read_ahead(&mut self, commands: &[BackupCommand]) {
-        if self.new_dirs.is_empty() {
-            return;
-        }
-        let new = commands.iter().filter_map(|c| match c.target {
-            Target::Directory(id) if c.what.compare && self.new_dirs.contains(&id) => {
-                let above = |r: &&Root| r.id.dev == id.dev && c.path.starts_with(&r.spec.path);
-                let root = self.tree.roots().iter().find(above)?;
-                Some((root.place().clone(), c.path.clone(), id))
+    fn read_ahead(&mut self, commands: &[BackupCommand]) -> Result<(), UnitError> {
+        let mut plan = Vec::new();
+        let compares = commands.iter().filter(|c| c.what.compare);
+        for c in compares.filter(|_| !self.new_dirs.is_empty()) {
+            let Target::Directory(id) = c.target else {
+                continue;
+            };
+            let above = |r: &&Root| r.id.dev == id.dev && c.path.starts_with(&r.spec.path);
+            if let Some(node) = self.new_dirs.get(&id)
+                && let Some(root) = self.tree.roots().iter().find(above)
+                && !self.index.has_children(*node)?
+            {
+                plan.push((root.place().clone(), c.path.clone(), id));
             }
-            _ => None,
-        });
-        self.ahead.plan(new.collect());
+        }
+        self.ahead.plan(plan);
+        Ok(())
     }
 
     /// Whether rounds from now on tell which files they sent.
@@ -514,7 +518,7 @@ impl BackupUnit {
             self.send_node(node, row)?;
             self.send_name(parent, name, node)?;
             if is_root && known.is_none() {
-                self.new_dirs.insert(stat.id);
+                self.new_dirs.insert(stat.id, node);
             }
             parent = node;
         }
@@ -551,19 +555,23 @@ impl BackupUnit {
         Ok(self.index.add_node(node, row)?)
     }
 
-    /// Sends a name that the index does not have in this directory.
+    /// Sends a name that the index is thought not to have in this directory.
     pub(super) fn send_new_name(
         &mut self,
         parent: NodeId,
         name: &Name,
         node: NodeId,
     ) -> Result<(), UnitError> {
+        if !self.index.add_name(parent, name, node)? {
+            // A directory that changes while it is listed may tell a name twice.
+            return self.send_name(parent, name, node);
+        }
         self.batch.push(Op::Name {
             parent,
             name: name.clone(),
             node,
         });
-        Ok(self.index.add_name(parent, name, node)?)
+        Ok(())
     }
 
     /// Sends a name if the index does not have it.

@@ -67,6 +67,8 @@ struct State {
 }
 
 struct Pending {
+    /// Blocks asked for.
+    asked: usize,
     parts: Vec<Bytes>,
     blocks: Vec<BlockBytes>,
     bytes: usize,
@@ -131,6 +133,10 @@ impl HistoryClient {
         let id = state.next_id;
         state.next_id = id.wrapping_add(1);
         let pending = Pending {
+            asked: match &request {
+                Request::Blocks(ids) => ids.len(),
+                _ => 0,
+            },
             parts: Vec::new(),
             blocks: Vec::new(),
             bytes: 0,
@@ -339,12 +345,13 @@ impl Task<'_> {
 
     /// An answer whose blocks follow as they are stored.
     fn blocks(&mut self, id: u32, blocks: Vec<(u64, Option<String>)>) -> Result<(), HistoryError> {
-        if self.coming.is_some() || blocks.len() > limits::HISTORY_PAGE {
-            return Err(protocol("more blocks than may come"));
+        if self.coming.is_some() {
+            return Err(protocol("blocks before those of another answer are there"));
         }
         let mut state = self.shared.state.lock();
         let pending = state.pending.get_mut(&id);
-        let pending = pending.filter(|p| p.parts.is_empty() && p.blocks.is_empty());
+        let pending = pending
+            .filter(|p| p.parts.is_empty() && p.blocks.is_empty() && blocks.len() <= p.asked);
         let Some(pending) = pending else {
             return Err(protocol(format!("blocks for {id}, which were not asked")));
         };

@@ -28,7 +28,7 @@ impl Mirror {
     ) -> Result<(), MirrorError> {
         let fail = |e| MirrorError::io("write", name, e);
         let file = dir
-            .open_file(name, OpenMode::CreateNew(mode_to_create(meta)))
+            .open_file(name, OpenMode::CreateNew(mode_to_create(meta, inherits)))
             .map_err(|e| MirrorError::io("create", name, e))?;
         let mut end = 0;
         if meta.size > 0 {

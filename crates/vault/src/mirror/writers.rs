@@ -41,7 +41,10 @@ impl NewFile {
         let fail = |e| MirrorError::io("write", name, e);
         let file = self
             .dir
-            .open_file(name, OpenMode::CreateNew(mode_to_create(&self.meta)))
+            .open_file(
+                name,
+                OpenMode::CreateNew(mode_to_create(&self.meta, self.inherits)),
+            )
             .map_err(|e| MirrorError::io("create", name, e))?;
         let mut end = 0;
         for (offset, bytes) in &self.pieces {

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 64 << 20;
+/// Smaller blocks are copied out of the buffer that they came in, which may be a few times as large as the largest.
+const COPIED_BYTES: usize = 512 << 10;
 /// Most blocks asked for at once; the answer is cut by bytes.
 const ASK_BLOCKS: usize = 64;
 /// Requests for blocks under way at the same time.
@@ -303,7 +305,11 @@ fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
 
 fn decode(raw: &Bytes) -> Result<Bytes, String> {
     match Record::from_bytes(raw) {
-        Ok(Some(record)) => record.decode().map_err(|e| e.to_string()),
+        // What is stored as it is lies in the buffer that it came in, among others: a small block must not hold on to that.
+        Ok(Some(record)) => match record.decode() {
+            Ok(bytes) if bytes.len() < COPIED_BYTES => Ok(Bytes::copy_from_slice(&bytes)),
+            other => other.map_err(|e| e.to_string()),
+        },
         Ok(None) => Err("the record is cut off".into()),
         Err(e) => Err(e.to_string()),
     }
