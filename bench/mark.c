@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 /* A fanotify mark on the filesystem of a directory, and a reader that throws the events away: what no program that uses this
  * sensor can save an application. `mark DIR`; says "ready" once it marks, and ends when it is told to. */
 #define _GNU_SOURCE

@@ -223,7 +223,7 @@ impl Sim {
         for target in targets {
             if self.chance.one_in(4) {
                 let rest = Duration::from_secs(1 + self.chance.below(20));
-                self.dirty.rest(target, self.now + rest);
+                self.dirty.rest(target, self.now, self.now + rest);
             }
         }
     }

@@ -9,10 +9,12 @@ use farwrite_core::{
     BytePath, Change, ChangeOp, ChangeSeq, Extent, ExtentSet, FileId, Timestamp, limits,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Files that rest at the same time; of more, the further ones do not.
+/// Files that rest, or have rested lately, at the same time; of more, the further ones do not.
 const RESTING: usize = 1024;
+/// Who has not been looked at for so long after a rest has not rested lately.
+const LATELY: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -27,8 +29,15 @@ pub struct DirtySet {
     roots: Vec<(FileId, BytePath)>,
     /// Entries that are compares.
     comparing: usize,
-    /// Until when a change of content alone is not looked at.
-    resting: HashMap<Target, Instant>,
+    /// Whose changes of content alone are not looked at for a while.
+    resting: HashMap<Target, Rest>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Instant,
+    /// How many rests have followed one another, this one included.
+    count: u32,
 }
 
 /// When there is something to take.
@@ -202,7 +211,7 @@ impl DirtySet {
     /// file's known extents alone would then know its new times, and the compare would pass it over.
     pub fn take(&mut self, max: usize, now: Option<Instant>) -> Taken {
         self.resting
-            .retain(|_, until| now.is_none_or(|n| *until > n));
+            .retain(|_, rest| now.is_none_or(|n| rest.until + LATELY > n));
         let mut out = Taken::default();
         let mut comparing = self.comparing > 0;
         let mut tickets = Vec::new();
@@ -282,21 +291,32 @@ impl DirtySet {
             return Due::AfterDrain;
         }
         let rests = now.filter(|_| e.command.what.is_content_only() && e.command.extents.is_none());
-        let until = rests.and_then(|n| self.resting.get(&e.command.target).filter(|t| **t > n));
-        until.map_or(Due::Now, |t| Due::At(*t))
+        let rest = rests.and_then(|n| {
+            let rest = self.resting.get(&e.command.target)?;
+            (rest.until > n).then_some(rest.until)
+        });
+        rest.map_or(Due::Now, Due::At)
     }
 
     /// Looking at this file's content costs more than it finds: until then only those changes of it are taken of which it is
     /// known where they are.
-    pub fn rest(&mut self, target: Target, until: Instant) {
-        if self.resting.len() < RESTING {
-            self.resting.insert(target, until);
+    pub fn rest(&mut self, target: Target, now: Instant, until: Instant) {
+        let count = self.rested(&target, now) + 1;
+        if self.resting.len() < RESTING || self.resting.contains_key(&target) {
+            self.resting.insert(target, Rest { until, count });
         }
     }
 
     /// Files that rest at `now`.
     pub fn resting(&self, now: Instant) -> usize {
-        self.resting.values().filter(|until| **until > now).count()
+        self.resting.values().filter(|r| r.until > now).count()
+    }
+
+    /// How often it has rested lately, once after the other; a rest of no time counts, too.
+    pub fn rested(&self, target: &Target, now: Instant) -> u32 {
+        let rest = self.resting.get(target);
+        rest.filter(|r| r.until + LATELY > now)
+            .map_or(0, |r| r.count)
     }
 
     /// No file rests any longer.
@@ -609,7 +629,6 @@ fn to_changes(c: &BackupCommand) -> Vec<Change> {
 mod tests {
     use super::*;
     use farwrite_core::{Extent, Name};
-    use std::time::Duration;
 
     fn id(ino: u64) -> FileId {
         FileId { dev: 1, ino }
@@ -762,8 +781,13 @@ mod tests {
             dir: id(1),
             name: Name::new("a").unwrap(),
         };
-        d.rest(rested, later);
+        assert_eq!(d.rested(&rested, now), 0);
+        d.rest(rested.clone(), now, now);
+        assert_eq!(d.rested(&rested, now), 1);
+        d.rest(rested.clone(), now, later);
         assert_eq!(d.next_due(Some(now)), Due::Never);
+        assert_eq!((d.resting(now), d.rested(&rested, later)), (1, 2));
+        assert_eq!(d.rested(&rested, later + LATELY), 0, "that was long ago");
         d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Write(None)));
         assert_eq!(d.next_due(Some(now)), Due::At(later));
         assert!(d.take(9, Some(now)).commands.is_empty());
@@ -784,6 +808,9 @@ mod tests {
         d.insert(ChangeSeq(5), &change(1, "a", ChangeOp::Write(None)));
         assert_eq!(targets(&d.take(9, Some(later))), ["/r/1/a"]);
         d.insert(ChangeSeq(6), &change(1, "a", ChangeOp::Write(None)));
-        assert_eq!(d.next_due(Some(now)), Due::Now, "the rest is over");
+        assert_eq!(d.next_due(Some(later)), Due::Now, "the rest is over");
+        d.rest(rested.clone(), later, later + LATELY);
+        d.end_rests();
+        assert_eq!(d.next_due(Some(later)), Due::Now, "all rests are ended");
     }
 }

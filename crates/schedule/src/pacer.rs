@@ -31,7 +31,7 @@ const NO_PAUSE: Duration = Duration::from_millis(1);
 const STEADY_ROUNDS: u32 = 8;
 /// How much longer than it was read a file rests if all that was read was there already: a twentieth of the time goes to looking.
 const IN_VAIN: f64 = 19.0;
-/// Longest rest of a file.
+/// Longest rest of a file that is read in vain again and again.
 pub const REST_MAX: Duration = Duration::from_secs(5);
 /// Least interval under a steady load.
 const STEADY: Duration = Duration::from_millis(2);
@@ -196,12 +196,15 @@ impl Pacer {
     }
 
     /// Time for which a file is left alone that took so long to be read whole, and of which the part `in_vain` (0 to 1) had not
-    /// changed, while so many `others` rest: what all of them together cost is bounded. A fixed interval is all that there is to wait for.
-    pub fn rest(&self, took: Duration, in_vain: f64, others: usize) -> Duration {
+    /// changed, while so many `others` rest: what all of them together cost is bounded. `before`: how often it was read so lately.
+    /// A first change is not followed by a rest: many a file is changed twice, and then no more. With each further one it doubles.
+    /// A fixed interval is all that there is to wait for.
+    pub fn rest(&self, took: Duration, in_vain: f64, others: usize, before: u32) -> Duration {
         let all = others as f64 + 1.0;
+        let longer = (2f64.powi(before.min(30) as i32) - 1.0).min(IN_VAIN);
         match self.setting.get() {
             Interval::Auto => took
-                .mul_f64(IN_VAIN * all * in_vain.clamp(0.0, 1.0))
+                .mul_f64(longer * all * in_vain.clamp(0.0, 1.0))
                 .min(REST_MAX),
             Interval::Fixed(_) => Duration::ZERO,
         }
@@ -273,13 +276,19 @@ mod tests {
         let ms = Duration::from_millis;
         let setting = PacerSetting::default();
         let p = Pacer::new(setting.clone());
-        assert_eq!(p.rest(ms(40), 1.0, 0), ms(760));
-        assert_eq!(p.rest(ms(40), 1.0, 2), ms(2280), "a third of it for each");
-        assert_eq!(p.rest(ms(40), 0.5, 0), ms(380));
-        assert_eq!(p.rest(ms(40), 0.0, 9), ms(0), "all of it was new");
-        assert_eq!(p.rest(ms(40_000), 1.0, 0), REST_MAX);
+        assert_eq!(p.rest(ms(40), 1.0, 0, 9), ms(760));
+        assert_eq!(
+            p.rest(ms(40), 1.0, 2, 99),
+            ms(2280),
+            "a third of it for each"
+        );
+        assert_eq!(p.rest(ms(40), 0.5, 0, 9), ms(380));
+        assert_eq!(p.rest(ms(40), 0.0, 9, 9), ms(0), "all of it was new");
+        assert_eq!(p.rest(ms(40_000), 1.0, 0, 9), REST_MAX);
+        let first: Vec<_> = (0..6).map(|n| p.rest(ms(40), 1.0, 0, n)).collect();
+        assert_eq!(first, [0, 40, 120, 280, 600, 760].map(ms));
         setting.set(Interval::Fixed(ms(7)));
-        assert_eq!(p.rest(ms(40), 1.0, 0), ms(0));
+        assert_eq!(p.rest(ms(40), 1.0, 0, 9), ms(0));
     }
 
     #[test]

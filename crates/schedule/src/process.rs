@@ -118,7 +118,8 @@ impl ProcessingUnit {
         let put_back = outcome.put_back.len();
         let nothing_done = put_back >= items && outcome.batch.is_none();
         for s in outcome.searches {
-            let rest = self.pacer.rest(s.took, s.in_vain, self.queue.resting());
+            let (others, before) = self.queue.resting(&s.target);
+            let rest = self.pacer.rest(s.took, s.in_vain, others, before);
             self.queue.rest(s.target, rest);
         }
         self.queue.settle(outcome.put_back, outcome.batch);

@@ -143,12 +143,14 @@ impl Queue {
     /// See [`DirtySet::rest`].
     pub fn rest(&self, target: Target, rest: Duration) {
         let mut q = self.inner.lock();
-        q.dirty.rest(target, Instant::now() + rest);
+        let now = Instant::now();
+        q.dirty.rest(target, now, now + rest);
     }
 
-    /// Files that rest.
-    pub fn resting(&self) -> usize {
-        self.inner.lock().dirty.resting(Instant::now())
+    /// How many files rest, and how often this one has rested lately.
+    pub fn resting(&self, target: &Target) -> (usize, u32) {
+        let (q, now) = (self.inner.lock(), Instant::now());
+        (q.dirty.resting(now), q.dirty.rested(target, now))
     }
 
     /// Ends the round: `put_back` goes to the end of the queue (`true`: after a drain), the rest is covered by all
