@@ -28,7 +28,7 @@ for round in 1 2; do
     once "kernel module, records thrown away"
     kill $DRAIN
     wait $DRAIN 2>/dev/null || true
-    note "dropped: $(fwctl info | grep -i drop | head -n 1)"
+    note "kernel module: $(fwctl info | sed -n 's/.* dropped=\([0-9]*\).*/\1/p') records dropped"
     fwctl off
     rmmod farwrite
 done
