@@ -5,6 +5,7 @@ use super::{Ask, RestoreError};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry, Request, Response};
+use farwrite_core::record::Codec;
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -307,7 +308,9 @@ fn decode(raw: &Bytes) -> Result<Bytes, String> {
     match Record::from_bytes(raw) {
         // What is stored as it is lies in the buffer that it came in, among others: a small block must not hold on to that.
         Ok(Some(record)) => match record.decode() {
-            Ok(bytes) if bytes.len() < COPIED_BYTES => Ok(Bytes::copy_from_slice(&bytes)),
+            Ok(bytes) if record.header.codec == Codec::Raw && bytes.len() < COPIED_BYTES => {
+                Ok(Bytes::copy_from_slice(&bytes))
+            }
             other => other.map_err(|e| e.to_string()),
         },
         Ok(None) => Err("the record is cut off".into()),
