@@ -2,7 +2,7 @@
 
 use crate::common::{DEADLINE, FakeVault, Maker, block, name, wait_for};
 use bytes::BytesMut;
-use farwrite_core::history::{Request, Response};
+use farwrite_core::history::{BlockBytes, Request, Response};
 use farwrite_core::{BatchSeq, BytePath, Record, RecordKind, Timestamp};
 use farwrite_transfer::answer::{Piece, response_pieces};
 use farwrite_transfer::message::{Message, PROTOCOL_V3, RefusalCode, Welcome};
@@ -504,6 +504,20 @@ fn blocks_for_an_older_source_come_in_parts() {
         let message = Message::from_record(record).unwrap();
         assert!(matches!(message, Message::Response { id: 3, .. }));
     }
+}
+
+#[test]
+fn long_words_about_many_blocks_fit_into_messages() {
+    let wrong = |block| BlockBytes {
+        block,
+        record: Err("x".repeat(600)),
+    };
+    let pieces = response_pieces(
+        3,
+        Response::Blocks((0..4096).map(wrong).collect()),
+        PROTOCOL_V3,
+    );
+    assert!(pieces.len() > 1 && pieces.iter().all(|p| matches!(p, Piece::Record(_))));
 }
 
 /// A server on a TCP port of this machine.
