@@ -513,6 +513,32 @@ mod tests {
         }
     }
 
+    /// Somebody writes to a file whenever a reader looks at the clock, which is between its first look at it and its read.
+    struct Meddler(std::path::PathBuf);
+
+    impl Clock for Meddler {
+        fn now(&self) -> Timestamp {
+            std::fs::write(&self.0, b"after it, and longer").unwrap();
+            SystemClock::default().now()
+        }
+        fn monotonic(&self) -> std::time::Duration {
+            SystemClock::default().monotonic()
+        }
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_not_taken() {
+        let mut rig = Rig::new(&[]);
+        rig.write("d/file", b"before");
+        rig.make_dirs(&["x", "y", "z"]);
+        let stat = stats(&rig.dir.path().join("d")).remove(0).1;
+        rig.ahead = ReadAhead::new(Arc::new(Meddler(rig.dir.path().join("d/file"))));
+        let ids = rig.plan(&["d", "x", "y", "z"]);
+        rig.enter("d", ids[0]);
+        // The unit's thread has looked before all that, and nothing has changed since the reader's first look.
+        assert!(rig.ahead.file(&stat).is_none());
+    }
+
     #[test]
     fn what_is_not_to_be_read_is_left_alone() {
         let mut rig = Rig::new(&["*.tmp"]);
