@@ -3,6 +3,7 @@
 //! does is of no account for that.
 
 mod keeper;
+mod requests;
 
 pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 
@@ -169,6 +170,7 @@ impl SourceVault {
             mirror: None,
             wants_mirror: options.mirror,
             checkpointed: Instant::now(),
+            settled: None,
             watch: Watch::new(
                 &vault.source_dir(name),
                 recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
@@ -337,6 +339,7 @@ impl Shared {
         drop(state);
         self.changed.notify_all();
         self.room.notify_all();
+        self.keeper.notify_all();
         self.emit(Event::Failed { what, retry });
     }
 
@@ -510,6 +513,8 @@ struct Apply {
     mirror: Option<Mirror>,
     wants_mirror: bool,
     checkpointed: Instant,
+    /// The last batch with which the mirror was put on the disk.
+    settled: Option<BatchSeq>,
     watch: Watch,
     vault: Vault,
     name: SourceName,
@@ -568,6 +573,10 @@ impl Apply {
                         && stepped.elapsed() >= LONE
                     {
                         break Some((end, false, Some(seq)));
+                    }
+                    if self.settled == Some(self.catalog.applied()) {
+                        self.shared.changed.wait(&mut state);
+                        continue;
                     }
                     let late = self
                         .shared
@@ -734,7 +743,7 @@ impl Apply {
     fn checkpoint(&mut self, closing: bool) -> Result<(), ApplyError> {
         self.checkpointed = Instant::now();
         let seq = self.catalog.applied().0;
-        if let Some(mirror) = &self.mirror
+        if let Some(mirror) = &mut self.mirror
             && (closing || self.catalog.mark(Mark::MirrorCheckpoint)? != seq)
         {
             mirror.sync()?;
@@ -744,6 +753,7 @@ impl Apply {
             }
             self.catalog.set_marks(&marks)?;
         }
+        self.settled = Some(self.catalog.applied());
         Ok(())
     }
 

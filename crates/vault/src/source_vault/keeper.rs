@@ -2,6 +2,7 @@
 //! Runs beside append and apply thread and waits for both rather than the other way round; it must never touch the catalog
 //! but through the apply thread.
 
+use super::requests::Watched;
 use super::{Shared, State, take_lock};
 use crate::catalog::{Catalog, CatalogError, Forget};
 use crate::retention::{self, Kept, Policy, PruneError, PruneOptions, PruneReport};
@@ -12,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Between two looks for a request: each source has such a thread, and most have nothing to do for days.
+/// Between two looks for a request where the kernel does not tell of one, and while the catalog is behind.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Between two looks whether the apply thread is still there for a step of a prune.
 const STEP_LOOK: Duration = Duration::from_millis(500);
@@ -51,6 +52,9 @@ impl LastPrune {
         }
     }
 }
+
+/// A request, in the source's directory.
+pub(super) const REQUEST: &str = "prune.request";
 
 /// A request to the process that has the source open, and its answer: files `prune.request` and `prune.answer` in the source's
 /// directory.
@@ -90,7 +94,7 @@ impl PruneRequest {
             policy: policy.map(Policy::to_text),
             time: Timestamp::from(SystemTime::now()).sec,
         };
-        save_toml(&source_dir.join("prune.request"), &request)?;
+        save_toml(&source_dir.join(REQUEST), &request)?;
         Ok(request)
     }
 
@@ -108,7 +112,7 @@ impl PruneRequest {
 
     /// Takes the request back if nobody has taken it yet. False: somebody has.
     pub fn withdraw(&self, source_dir: &Path) -> bool {
-        std::fs::remove_file(source_dir.join("prune.request")).is_ok()
+        std::fs::remove_file(source_dir.join(REQUEST)).is_ok()
     }
 }
 
@@ -117,6 +121,8 @@ impl PruneRequest {
 pub(super) struct Forgetting {
     wanted: Option<Forget>,
     done: Option<Result<(), String>>,
+    /// Something was put into the source's directory: perhaps a request.
+    pub(super) asked: bool,
     /// The source is being closed: no step more.
     pub(super) closing: bool,
     /// The apply thread has ended.
@@ -183,41 +189,50 @@ impl Keeper {
         if let Err(e) = rustix::process::nice(19) {
             tracing::debug!("the prune thread keeps its priority: {e}");
         }
+        let watched = Watched::begin(&self.dir, &self.shared);
         let mut next: Timestamp = Timestamp::default();
         let mut unfinished = true;
-        while self.wait() {
+        let mut pause = LOOK_EVERY;
+        while self.wait(pause) {
+            pause = LOOK_EVERY;
             if self.shared.state.lock().applied < self.opened_at {
                 // The catalog may be being made anew: it does not know yet what is needed.
                 continue;
             }
-            if let Some(request) = self.request() {
+            while let Some(request) = self.request() {
                 self.answer(&request);
-                continue;
             }
             let now = Timestamp::from(SystemTime::now());
-            if now < next {
-                continue;
+            if now >= next {
+                next = now.after(TRY_AGAIN);
+                let done = self.by_schedule(now, unfinished);
+                unfinished = done.is_err();
+                if let Err(e) = done {
+                    tracing::warn!(source = %self.name, "{e}");
+                }
             }
-            next = now.after(TRY_AGAIN);
-            let done = self.by_schedule(now, unfinished);
-            unfinished = done.is_err();
-            if let Err(e) = done {
-                tracing::warn!(source = %self.name, "{e}");
+            if watched.is_some() {
+                pause = next.since(now).clamp(LOOK_EVERY, TRY_AGAIN);
             }
         }
     }
 
-    /// Waits a little; false once the source is being closed.
-    fn wait(&self) -> bool {
+    /// Waits until something is put into the directory, but no longer than `pause`; false once the source is being closed.
+    fn wait(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
         let mut state = self.shared.state.lock();
-        if !state.forgetting.closing && !state.forgetting.apply_ended {
-            self.shared.keeper.wait_for(&mut state, LOOK_EVERY);
+        let over =
+            |s: &State| s.forgetting.closing || s.forgetting.apply_ended || s.failed.is_some();
+        while !over(&state) && !std::mem::take(&mut state.forgetting.asked) {
+            if self.shared.keeper.wait_until(&mut state, until).timed_out() {
+                break;
+            }
         }
-        !state.forgetting.closing && !state.forgetting.apply_ended && state.failed.is_none()
+        !over(&state)
     }
 
     fn request(&self) -> Option<PruneRequest> {
-        let path = self.dir.join("prune.request");
+        let path = self.dir.join(REQUEST);
         let request: PruneRequest = load_toml(&path).ok()?;
         std::fs::remove_file(&path).ok()?;
         let age = Timestamp::from(SystemTime::now()).sec - request.time;

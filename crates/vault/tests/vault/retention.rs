@@ -432,6 +432,11 @@ fn a_source_that_is_open_is_pruned_on_request_and_by_its_policy() {
     assert_eq!(answer.error, None);
     // And what stood when the window began.
     assert_eq!(answer.report.moments_kept, 22);
+    // Now nobody looks for an hour: the thread has to be woken.
+    let request = PruneRequest::send(&site.dir(), Some(&policy("keep_all = \"20h\""))).unwrap();
+    let answer = wait_for(|| request.answer(&site.dir()));
+    assert_eq!(answer.error, None);
+    assert_eq!(answer.report.moments_kept, 22);
     // More comes in, and the mirror follows as ever.
     let mut ops = vec![
         set(NodeId(50), file_meta(3, 1)),
