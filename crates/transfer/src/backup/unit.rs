@@ -20,7 +20,8 @@ use std::time::Duration;
 /// Times are trusted to show a later change once the last read is this much later than them: more than one tick
 /// of the slowest kernel clock (10 ms at HZ=100).
 pub(super) const TICK: Duration = Duration::from_millis(25);
-/// A sensor that loses messages says so within this time (the eBPF sensor asks its programs once a second).
+/// A sensor that is empty now has told of what it lost this long ago (the eBPF sensor asks its programs when it is read, if
+/// it has not for a second).
 const LOSS_TOLD: Duration = Duration::from_secs(3);
 /// Files remembered as read in part; of more, the index alone knows, and a compare reads them.
 pub(super) const PARTIAL_HELD: usize = 100_000;

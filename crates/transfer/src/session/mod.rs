@@ -13,8 +13,10 @@ pub use vault::{SessionCounters, SessionEnd, VaultAction, VaultSession};
 
 use std::time::Duration;
 
-/// The source sends a ping this often; the vault an `Alive` when it has said nothing for as long.
+/// The source sends a ping this often.
 pub const PING_EVERY: Duration = Duration::from_secs(10);
+/// The vault sends an `Alive` when it has said nothing for so long: only if it did not even answer a ping.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(13);
 /// A source tells how far behind it is at most this often.
 pub const BEHIND_EVERY: Duration = Duration::from_secs(1);
 /// A connection on which no byte has come for this long is dead.

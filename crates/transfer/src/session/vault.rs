@@ -5,7 +5,7 @@
 //! counted. Must never hand on a record of a batch that is already durable, nor ack one that is not.
 
 use super::source::append;
-use super::{DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, PING_EVERY, REQUESTS_IN_FLIGHT};
+use super::{ALIVE_EVERY, DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, REQUESTS_IN_FLIGHT};
 use crate::answer::Piece;
 use crate::message::{
     Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode,
@@ -467,7 +467,7 @@ impl VaultSession {
             self.end(SessionEnd::Silent);
         }
         let talks = !matches!(self.state, State::New | State::Closed(_));
-        if talks && now >= self.said + PING_EVERY {
+        if talks && now >= self.said + ALIVE_EVERY {
             self.said = now;
             self.say(&Message::Alive);
         }
@@ -478,7 +478,7 @@ impl VaultSession {
         let dead = self.heard + DEAD_AFTER;
         match self.state {
             State::New | State::Closed(_) => dead,
-            _ => dead.min(self.said + PING_EVERY),
+            _ => dead.min(self.said + ALIVE_EVERY),
         }
     }
 

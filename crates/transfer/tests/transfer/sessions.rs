@@ -439,8 +439,8 @@ fn a_source_that_ignores_the_window_is_refused() {
 fn a_busy_vault_says_that_it_lives_and_blames_no_silence_on_the_source() {
     let mut v = opened(None);
     let mut out = BytesMut::new();
-    v.tick(PING_EVERY, false);
-    v.poll_output(PING_EVERY, &mut out);
+    v.tick(ALIVE_EVERY, false);
+    v.poll_output(ALIVE_EVERY, &mut out);
     assert_eq!(messages(&out), [Message::Alive]);
     let late = DEAD_AFTER * 3;
     v.tick(late, false);
