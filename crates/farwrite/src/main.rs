@@ -1,6 +1,7 @@
 //! The one program: source daemon, vault daemon and every command.
 
 mod alert;
+mod bell;
 mod bytes;
 mod cli;
 mod config;

@@ -1,6 +1,7 @@
 //! The feed of what happens, for those who watch. Never slows down what it tells of: a watcher that does not
 //! keep up is told how much it missed.
 
+use crate::bell::Bell;
 use farwrite_control::Activity;
 use farwrite_core::{Change, ChangeOp, ChangeSeq, Clock, SystemClock, Timestamp};
 use parking_lot::{Condvar, Mutex};
@@ -61,6 +62,7 @@ fn millis(t: Timestamp) -> u64 {
 pub struct Feed {
     inner: Mutex<Inner>,
     news: Condvar,
+    bell: Bell,
 }
 
 #[derive(Default)]
@@ -75,6 +77,7 @@ struct Inner {
 impl Feed {
     /// Tells an activity; `make` is called only if somebody watches.
     pub fn tell(&self, make: impl FnOnce() -> Activity) {
+        self.bell.ring();
         let mut i = self.inner.lock();
         if i.watchers == 0 {
             return;
@@ -85,6 +88,11 @@ impl Feed {
         i.recent.push_back(make());
         i.total += 1;
         self.news.notify_all();
+    }
+
+    /// Rung with each activity, watched or not.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     /// Does somebody watch?

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// The same while there is nothing to be late with: an idle machine is left alone.
+/// The same while there is nothing to be late with.
 const LOOK_CALM: Duration = Duration::from_secs(5);
+/// The same while nothing happens at all: others may fill the disk, or change the configuration.
+const LOOK_IDLE: Duration = Duration::from_secs(60);
 
 /// What an alert is about: its kind, and which vault (empty: the source itself).
 type About = (&'static str, String);
@@ -55,6 +57,7 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
             let config = Config::load(&d.state);
             let status = d.status();
             let free = free_bytes(d.state.dir());
+            let feed = d.feed();
             drop(d);
             let calm = watcher.away.is_empty() && watcher.on.is_empty();
             let calm = calm && status.vaults.iter().all(|v| v.lag_ms == 0 && v.connected);
@@ -66,7 +69,10 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
                     dispatcher.tell(&alert);
                 }
             }
-            std::thread::sleep(if calm { LOOK_CALM } else { LOOK });
+            match calm {
+                true => feed.bell().wait(LOOK_CALM, LOOK_IDLE),
+                false => std::thread::sleep(LOOK),
+            }
         }
     };
     std::thread::Builder::new()

@@ -186,7 +186,9 @@ impl Supervisor {
         let _still = self.daemon.lock();
         let mut config = Config::load(&self.state)?;
         change(&mut config)?;
-        config.save(&self.state)
+        config.save(&self.state)?;
+        self.options.feed.bell().ring();
+        Ok(())
     }
 
     fn begin(&self, mut config: Config) -> anyhow::Result<Daemon> {

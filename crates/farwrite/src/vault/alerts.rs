@@ -2,6 +2,7 @@
 
 use super::daemon::VaultDaemon;
 use crate::alert::{Alert, Channels, Dispatcher, Mail, Phase, Secret};
+use crate::bell::Bell;
 use crate::config::{parse_duration, unreadable};
 use anyhow::Context;
 use farwrite_control::{VaultAlert, VaultStatus};
@@ -10,14 +11,16 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// Between two looks.
+/// Between two looks while there is news.
 const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks without: others may fill the disk, or change the file, and nobody rings when a source is silent.
+const LOOK_CALM: Duration = Duration::from_secs(60);
 
 const HEADER: &str = "\
-# Farwrite: who is told when something is wrong with this vault. It takes effect at once.
+# Farwrite: who is told when something is wrong with this vault. It takes effect within a minute.
 #
 # silent    a source has not been seen for this long, such as \"1d\"; \"\" for never
 # disk      there is less room than this, such as \"5 GB\"; \"\" for never
@@ -139,8 +142,8 @@ impl AlertsFile {
     }
 }
 
-/// Watches for as long as the daemon is there.
-pub(super) fn start(daemon: Weak<VaultDaemon>) -> std::io::Result<()> {
+/// Watches for as long as the daemon is there; `news` is rung when it had better look again.
+pub(super) fn start(daemon: Weak<VaultDaemon>, news: Arc<Bell>) -> std::io::Result<()> {
     let dispatcher = Dispatcher::start()?;
     let watch = move || {
         let mut on: Vec<VaultAlert> = Vec::new();
@@ -155,7 +158,7 @@ pub(super) fn start(daemon: Weak<VaultDaemon>) -> std::io::Result<()> {
                 d.note_alerts(&on);
             }
             drop(d);
-            std::thread::sleep(LOOK);
+            news.wait(LOOK, LOOK_CALM);
         }
     };
     std::thread::Builder::new()

@@ -63,20 +63,21 @@ impl VaultDaemon {
         ui_at: Option<String>,
     ) -> anyhow::Result<Arc<VaultDaemon>> {
         let spaces =
-            Spaces::start(vault.clone()).context("the threads that look at the space taken")?;
+            Spaces::start(vault.clone()).context("the thread that looks at the space taken")?;
         let daemon = Arc::new(VaultDaemon {
             vault,
             listen,
+            verifications: Verifications::new(presence.news()),
             presence,
             spaces,
-            verifications: Arc::default(),
             known: Mutex::default(),
             alerts: Mutex::default(),
             changes: Mutex::default(),
             ui_at,
             ui: Mutex::default(),
         });
-        alerts::start(Arc::downgrade(&daemon)).context("the thread for alerts")?;
+        let news = daemon.presence.news();
+        alerts::start(Arc::downgrade(&daemon), news).context("the thread for alerts")?;
         Ok(daemon)
     }
 
@@ -251,6 +252,7 @@ impl VaultHandler for VaultDaemon {
     fn release(&self, name: &str) -> Answer<VaultSource> {
         let name = self.named(name)?;
         retained::release(&self.vault.source_dir(&name))?;
+        self.presence.news().ring();
         tracing::info!(source = %name, "the ransomware brake is released");
         Ok(self.describe(&row(&self.vault, name)))
     }
@@ -291,6 +293,7 @@ impl VaultHandler for VaultDaemon {
         }
         file.put(alert::change(file.channels(), &change.channels)?);
         file.save(self.dir()).map_err(failed)?;
+        self.presence.news().ring();
         self.settings()
     }
 

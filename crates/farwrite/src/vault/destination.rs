@@ -3,6 +3,7 @@
 
 use super::failure;
 use super::presence::{Here, Presence};
+use crate::bell::Bell;
 use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Epoch, Record, RecordKind, SourceName, Timestamp};
 use farwrite_transfer::message::{Behind, Refusal, RefusalCode};
@@ -80,6 +81,7 @@ impl VaultDestination {
             events,
             mirror,
             name: name.clone(),
+            news: self.presence.news(),
         });
         let hear = progress.clone();
         let options = Options {
@@ -187,6 +189,7 @@ struct Progress {
     state: Mutex<State>,
     mirror: bool,
     name: SourceName,
+    news: Arc<Bell>,
 }
 
 #[derive(Default)]
@@ -205,6 +208,7 @@ impl Progress {
     }
 
     fn event(&self, event: Event) {
+        self.news.ring();
         match event {
             Event::Durable(seq) => {
                 self.state.lock().durable = Some(seq);
@@ -233,6 +237,7 @@ impl Progress {
             false => SinkError::BadBatch { text: what.clone() },
         });
         self.failure.write(&what);
+        self.news.ring();
         self.events.failed(what, retry_after);
     }
 

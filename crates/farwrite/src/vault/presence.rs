@@ -1,5 +1,6 @@
 //! Which sources have a session with this process, and when they last had one. Nothing is decided by it.
 
+use crate::bell::Bell;
 use farwrite_core::{SourceName, Timestamp};
 use farwrite_transfer::message::Behind;
 use parking_lot::Mutex;
@@ -11,7 +12,10 @@ use std::time::SystemTime;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Presence(Mutex<BTreeMap<SourceName, Seen>>);
+pub(super) struct Presence {
+    of: Mutex<BTreeMap<SourceName, Seen>>,
+    news: Arc<Bell>,
+}
 
 /// What is known of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,9 +42,15 @@ pub(super) struct Here {
 }
 
 impl Presence {
+    /// Rung when a session begins or ends, and by whoever has other news of a source.
+    pub(super) fn news(&self) -> Arc<Bell> {
+        self.news.clone()
+    }
+
     /// A session begins.
     pub(super) fn enter(self: &Arc<Self>, name: &SourceName) -> Here {
-        self.0.lock().entry(name.clone()).or_default().sessions += 1;
+        self.of.lock().entry(name.clone()).or_default().sessions += 1;
+        self.news.ring();
         Here {
             presence: self.clone(),
             name: name.clone(),
@@ -49,12 +59,12 @@ impl Presence {
 
     /// It is here, by another process.
     pub(super) fn note(&self, name: &SourceName) {
-        self.0.lock().entry(name.clone()).or_default().last = Some(SystemTime::now().into());
+        self.of.lock().entry(name.clone()).or_default().last = Some(SystemTime::now().into());
     }
 
     /// What is known of one source since this process began.
     pub(super) fn of(&self, name: &SourceName) -> Seen {
-        self.0.lock().get(name).copied().unwrap_or_default()
+        self.of.lock().get(name).copied().unwrap_or_default()
     }
 }
 
@@ -74,18 +84,19 @@ pub(super) fn is_locked(path: &Path) -> bool {
 
 impl Drop for Here {
     fn drop(&mut self) {
-        if let Some(seen) = self.presence.0.lock().get_mut(&self.name) {
+        if let Some(seen) = self.presence.of.lock().get_mut(&self.name) {
             seen.sessions = seen.sessions.saturating_sub(1);
             seen.last = Some(SystemTime::now().into());
             seen.behind = seen.behind.filter(|_| seen.sessions > 0);
         }
+        self.presence.news.ring();
     }
 }
 
 impl Here {
     /// The source says how far behind it is.
     pub(super) fn behind(&self, behind: Behind) {
-        if let Some(seen) = self.presence.0.lock().get_mut(&self.name) {
+        if let Some(seen) = self.presence.of.lock().get_mut(&self.name) {
             seen.behind = Some(behind);
         }
     }

@@ -1,5 +1,5 @@
-//! What each source takes on the vault's disk, now and over time. Looked at from time to time by threads of its own, at low
-//! priority: counting a mirror means to look at every file in it.
+//! What each source takes on the vault's disk, now and over time. Log and catalog are looked at when somebody asks; a thread
+//! of its own takes a sample from time to time, and counts the mirrors that have changed: that means to look at every file.
 //!
 //! `sources/NAME/space.toml` keeps the samples: at most [`SAMPLES`], thinned as they get old. It is a hint for people;
 //! where it cannot be read, the history begins anew.
@@ -17,15 +17,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Between two looks at logs and catalogs.
-const LOOK: Duration = Duration::from_secs(5);
-/// Between two samples that are kept.
-const SAMPLE_MS: u64 = 10 * 60 * 1000;
+/// What was seen of a log and a catalog is told again for this long.
+const FRESH: Duration = Duration::from_secs(5);
+/// Before a new source's mirror is counted for the first time: it is hardly begun.
+const FIRST_COUNT: Duration = Duration::from_secs(5);
+/// Between two rounds of the thread.
+const ROUND: Duration = Duration::from_secs(600);
+/// Between two samples that are kept; a round that comes a little early makes one.
+const SAMPLE_MS: u64 = 599 * 1000;
+const SAMPLES_FILE: &str = "space.toml";
 /// Samples kept of one source; when there are more, every second one of the older half goes.
 const SAMPLES: usize = 1000;
-/// Between two counts of one mirror at least; a count that takes long is made less often.
-const COUNT: Duration = Duration::from_secs(600);
-/// A count takes at most this part of the time.
+/// A count of one mirror takes at most this part of the time.
 const COUNT_SHARE: u32 = 50;
 /// Directories inside each other that are still counted.
 const DEPTH: usize = 4096;
@@ -37,12 +40,14 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 pub(super) struct Spaces {
     vault: Vault,
     inner: Mutex<Inner>,
-    end: Condvar,
+    news: Condvar,
 }
 
 #[derive(Default)]
 struct Inner {
     of: BTreeMap<SourceName, Known>,
+    /// There is a source whose mirror has never been counted.
+    uncounted: bool,
     ended: bool,
 }
 
@@ -50,9 +55,18 @@ struct Inner {
 struct Known {
     now: Space,
     samples: Vec<SpaceSample>,
+    /// When log and catalog were last looked at.
+    looked: Option<Instant>,
+    /// As they were then.
+    state: State,
+    /// As they were when the mirror was last counted.
+    counted: Option<State>,
     /// When the mirror may be counted again.
     count_at: Option<Instant>,
 }
+
+/// What changes whenever something of a source is written: bytes of log and catalog, and the time of the newest file.
+type State = (u64, u64, Option<SystemTime>);
 
 /// `space.toml`.
 #[derive(Default, Serialize, Deserialize)]
@@ -62,44 +76,49 @@ struct Samples {
 }
 
 impl Spaces {
-    /// Starts the threads; they end after [`Spaces::stop`].
+    /// Starts the thread; it ends after [`Spaces::stop`].
     pub(super) fn start(vault: Vault) -> std::io::Result<Arc<Spaces>> {
         let spaces = Arc::new(Spaces {
             vault,
             inner: Mutex::default(),
-            end: Condvar::new(),
+            news: Condvar::new(),
         });
-        type Work = fn(&Spaces);
-        let threads: [(&str, Work); 2] = [("space", Spaces::look), ("space-mirror", Spaces::count)];
-        for (name, work) in threads {
-            let mine = spaces.clone();
-            let run = move || {
-                while mine.wait() {
-                    work(&mine);
-                }
-            };
-            std::thread::Builder::new().name(name.into()).spawn(run)?;
-        }
-        spaces.look();
+        let mine = spaces.clone();
+        let run = move || {
+            let mut pause = FIRST_COUNT;
+            while mine.wait(pause) {
+                mine.round();
+                pause = ROUND;
+            }
+        };
+        std::thread::Builder::new()
+            .name("space".into())
+            .spawn(run)?;
         Ok(spaces)
     }
 
-    /// Ends the threads soon.
+    /// Ends the thread soon.
     pub(super) fn stop(&self) {
         self.inner.lock().ended = true;
-        self.end.notify_all();
+        self.news.notify_all();
     }
 
-    fn wait(&self) -> bool {
+    /// Until the next round, or a little after a new source has come; false at the end.
+    fn wait(&self, pause: Duration) -> bool {
+        let mut until = Instant::now() + pause;
         let mut inner = self.inner.lock();
-        if !inner.ended {
-            self.end.wait_for(&mut inner, LOOK);
+        while !inner.ended && Instant::now() < until {
+            if std::mem::take(&mut inner.uncounted) {
+                until = until.min(Instant::now() + FIRST_COUNT);
+            }
+            self.news.wait_until(&mut inner, until);
         }
         !inner.ended
     }
 
     /// What a source takes now, and by how much that has grown in a day.
     pub(super) fn of(&self, name: &SourceName) -> (Space, Option<i64>) {
+        self.look(name);
         let inner = self.inner.lock();
         let known = inner.of.get(name);
         known.map_or_else(Default::default, |k| {
@@ -109,6 +128,7 @@ impl Spaces {
 
     /// What it took before.
     pub(super) fn samples(&self, name: &SourceName) -> Vec<SpaceSample> {
+        self.look(name);
         let inner = self.inner.lock();
         inner
             .of
@@ -116,71 +136,92 @@ impl Spaces {
             .map_or_else(Vec::new, |k| k.samples.clone())
     }
 
-    fn names(&self) -> Vec<SourceName> {
-        let sources = self.vault.sources().unwrap_or_default();
-        sources.into_iter().map(|s| s.name).collect()
-    }
-
-    fn look(&self) {
-        for name in self.names() {
-            let dir = self.vault.source_dir(&name);
-            let log_bytes = allocated(&dir.join("log"), |_| true);
-            let catalog_bytes = allocated(&dir, |name| name.starts_with("catalog.db"));
-            let file = dir.join("space.toml");
-            let mut inner = self.inner.lock();
-            let known = inner.of.entry(name).or_insert_with(|| {
-                let mut known = Known {
-                    samples: load(&file),
-                    ..Known::default()
-                };
-                // Until it has been counted again.
-                known.now.mirror_bytes = known.samples.last().and_then(|s| s.space.mirror_bytes);
-                known
-            });
-            known.now.log_bytes = log_bytes;
-            known.now.catalog_bytes = catalog_bytes;
-            let due = known
-                .samples
-                .last()
-                .is_none_or(|s| now_ms().saturating_sub(s.time_ms) >= SAMPLE_MS);
-            if due {
-                known.samples.push(SpaceSample {
-                    time_ms: now_ms(),
-                    space: known.now,
-                });
-                thin(&mut known.samples);
-                let samples = known.samples.clone();
-                drop(inner);
-                save(&file, &samples);
-            }
+    /// Looks at log and catalog of a source, unless that was done a moment ago.
+    fn look(&self, name: &SourceName) {
+        let fresh = |k: &Known| k.looked.is_some_and(|at| at.elapsed() < FRESH);
+        if self.inner.lock().of.get(name).is_some_and(fresh) {
+            return;
+        }
+        let dir = self.vault.source_dir(name);
+        let (log_bytes, log_time) = allocated(&dir.join("log"), |_| true);
+        let (catalog_bytes, catalog_time) = allocated(&dir, |name| {
+            // Whoever reads a catalog writes to the file that is left out.
+            name.starts_with("catalog.db") && !name.ends_with("-shm")
+        });
+        let mut inner = self.inner.lock();
+        let is_new = !inner.of.contains_key(name);
+        let known = inner.of.entry(name.clone()).or_insert_with(|| {
+            let mut known = Known {
+                samples: load(&dir.join(SAMPLES_FILE)),
+                ..Known::default()
+            };
+            // Until it has been counted again.
+            known.now.mirror_bytes = known.samples.last().and_then(|s| s.space.mirror_bytes);
+            known
+        });
+        known.now.log_bytes = log_bytes;
+        known.now.catalog_bytes = catalog_bytes;
+        known.looked = Some(Instant::now());
+        known.state = (log_bytes, catalog_bytes, log_time.max(catalog_time));
+        if is_new {
+            inner.uncounted = true;
+            self.news.notify_all();
         }
     }
 
-    fn count(&self) {
+    fn round(&self) {
+        let sources = self.vault.sources().unwrap_or_default();
+        for name in sources.into_iter().map(|s| s.name) {
+            self.look(&name);
+            self.count(&name);
+            self.sample(&name);
+        }
+    }
+
+    /// Counts the mirror, if it may have changed.
+    fn count(&self, name: &SourceName) {
         if !self.vault.info().mirror {
             return;
         }
-        for name in self.names() {
-            let due = {
-                let inner = self.inner.lock();
-                let at = inner.of.get(&name).map(|k| k.count_at);
-                at.is_some_and(|at| at.is_none_or(|at| at <= Instant::now()))
-            };
-            if !due {
-                continue;
-            }
-            let begin = Instant::now();
-            let bytes = self.count_mirror(&self.vault.source_dir(&name).join("mirror"));
-            let pause = COUNT.max(begin.elapsed() * COUNT_SHARE);
-            let mut inner = self.inner.lock();
-            if inner.ended {
-                return;
-            }
-            if let Some(known) = inner.of.get_mut(&name) {
-                known.now.mirror_bytes = bytes;
-                known.count_at = Some(Instant::now() + pause);
-            }
+        let due = |k: &&Known| {
+            k.counted != Some(k.state) && k.count_at.is_none_or(|at| at <= Instant::now())
+        };
+        let state = self.inner.lock().of.get(name).filter(due).map(|k| k.state);
+        let Some(state) = state else { return };
+        let begin = Instant::now();
+        let bytes = self.count_mirror(&self.vault.source_dir(name).join("mirror"));
+        let pause = begin.elapsed() * COUNT_SHARE;
+        let mut inner = self.inner.lock();
+        if inner.ended {
+            return;
         }
+        if let Some(known) = inner.of.get_mut(name) {
+            known.now.mirror_bytes = bytes;
+            known.counted = Some(state);
+            known.count_at = Some(Instant::now() + pause);
+        }
+    }
+
+    fn sample(&self, name: &SourceName) {
+        let mut inner = self.inner.lock();
+        let Some(known) = inner.of.get_mut(name) else {
+            return;
+        };
+        let since = known
+            .samples
+            .last()
+            .map(|s| now_ms().saturating_sub(s.time_ms));
+        if since.is_some_and(|s| s < SAMPLE_MS) {
+            return;
+        }
+        known.samples.push(SpaceSample {
+            time_ms: now_ms(),
+            space: known.now,
+        });
+        thin(&mut known.samples);
+        let samples = known.samples.clone();
+        drop(inner);
+        save(&self.vault.source_dir(name).join(SAMPLES_FILE), &samples);
     }
 
     /// Bytes allocated in a tree, a file with several names once. What goes away meanwhile is not counted. `None` if there is
@@ -230,15 +271,16 @@ fn list(dir: &Dir, bytes: &mut u64) -> Vec<Name> {
     below
 }
 
-/// Bytes allocated by the files of a directory.
-fn allocated(dir: &Path, is: impl Fn(&str) -> bool) -> u64 {
+/// Bytes allocated by the files of a directory, and when the newest was written.
+fn allocated(dir: &Path, is: impl Fn(&str) -> bool) -> (u64, Option<SystemTime>) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|e| e.file_name().to_str().is_some_and(&is))
         .filter_map(|e| e.metadata().ok())
         .filter(|m| m.is_file())
-        .map(|m| m.blocks() * 512)
-        .sum()
+        .fold((0, None), |(bytes, newest), m| {
+            (bytes + m.blocks() * 512, newest.max(m.modified().ok()))
+        })
 }
 
 fn total(s: Space) -> u64 {

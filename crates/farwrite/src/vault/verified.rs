@@ -3,6 +3,7 @@
 //! `sources/NAME/verify.toml` keeps the latter, whoever made it: `farwrite vault verify`, or the daemon when asked on its
 //! page. Nothing is decided by it.
 
+use crate::bell::Bell;
 use farwrite_control::{Verified, Verifying};
 use farwrite_core::{SourceName, Timestamp, path};
 use farwrite_vault::segment::LogError;
@@ -74,13 +75,23 @@ pub(super) fn age(source_dir: &Path, now: Timestamp) -> Option<Duration> {
 }
 
 /// Those that run in this process.
-#[derive(Default)]
-pub(super) struct Verifications(Mutex<BTreeMap<SourceName, Verifying>>);
+pub(super) struct Verifications {
+    running: Mutex<BTreeMap<SourceName, Verifying>>,
+    news: Arc<Bell>,
+}
 
 impl Verifications {
+    /// None yet; `news` is rung at the end of each.
+    pub(super) fn new(news: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Verifications {
+            running: Mutex::default(),
+            news,
+        })
+    }
+
     /// How far one is.
     pub(super) fn of(&self, name: &SourceName) -> Option<Verifying> {
-        self.0.lock().get(name).copied()
+        self.running.lock().get(name).copied()
     }
 
     /// Begins one, unless it is under way. `pace`: bytes in a second, on average over each segment; `None`: as fast as it goes.
@@ -91,7 +102,7 @@ impl Verifications {
         pace: Option<u64>,
     ) -> Result<(), String> {
         {
-            let mut running = self.0.lock();
+            let mut running = self.running.lock();
             if running.contains_key(name) {
                 return Ok(());
             }
@@ -122,7 +133,7 @@ impl Verifications {
         };
         let spawned = std::thread::Builder::new().name("verify".into()).spawn(run);
         spawned.map(drop).map_err(|e| {
-            self.0.lock().remove(name);
+            self.running.lock().remove(name);
             format!("no thread for it: {e}")
         })
     }
@@ -133,7 +144,7 @@ struct Running<'a>(&'a Verifications, &'a SourceName);
 
 impl Running<'_> {
     fn at(&self, bytes: u64) {
-        if let Some(v) = self.0.0.lock().get_mut(self.1) {
+        if let Some(v) = self.0.running.lock().get_mut(self.1) {
             v.bytes = bytes;
         }
     }
@@ -141,6 +152,7 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().remove(self.1);
+        self.0.running.lock().remove(self.1);
+        self.0.news.ring();
     }
 }
