@@ -33,8 +33,10 @@ pub trait MessageSource {
     }
 }
 
-/// Longest wait for messages before the unit looks after its other duties.
+/// Longest wait for messages while some are not done with: the journal's checkpoint is to follow.
 const IDLE_WAIT: Duration = Duration::from_secs(5);
+/// The same when there is nothing to do but to wait.
+const IDLE_LONGEST: Duration = Duration::from_secs(600);
 /// The journal is made anew from the dirty sets beyond this size.
 const JOURNAL_BYTES: u64 = 64 << 20;
 
@@ -135,16 +137,17 @@ impl ManagingUnit {
         let mut buf = Vec::new();
         // Drains that were asked for before the first read that a `Drained` will cover.
         let mut covered = None;
+        let mut settled = false;
         while !self.shared.stop.load(Ordering::Acquire) {
             let (requested, done) = {
                 let d = self.shared.drains.lock();
                 (d.requested, d.done)
             };
             let covers = *covered.get_or_insert(requested);
-            let timeout = if requested > done {
-                Duration::ZERO
-            } else {
-                IDLE_WAIT
+            let timeout = match () {
+                () if requested > done => Duration::ZERO,
+                () if settled => IDLE_LONGEST,
+                () => IDLE_WAIT,
             };
             let asked = Instant::now();
             let drain = source.read(&mut buf, timeout)?;
@@ -159,6 +162,8 @@ impl ManagingUnit {
                 covered = None;
             }
             self.checkpoint(items == 0).map_err(|e| e.to_string())?;
+            let journal = self.journal.stats();
+            settled = items == 0 && journal.checkpoint == journal.last;
             let backlog = drain == Drain::More;
             self.pacer.observe(Round {
                 waited: started - asked,

@@ -35,8 +35,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-/// How often the kernel is asked whether a program could not run.
+/// How often the kernel is asked whether a program could not run, at most.
 const CHECK: Duration = Duration::from_secs(1);
+/// The same while no records come.
+const CHECK_IDLE: Duration = Duration::from_secs(10);
 
 /// See the module's text.
 pub struct EbpfSource {
@@ -467,9 +469,9 @@ impl ChangeSource for EbpfSource {
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError> {
         let until = deadline(timeout);
         let first = out.len();
-        self.set_clock();
         let mut woken = false;
         loop {
+            self.set_clock();
             // A loss before the records in front of it: who looks at the bytes that they name has to know that there may
             // be others.
             self.losses(out);
@@ -483,7 +485,7 @@ impl ChangeSource for EbpfSource {
                 self.ring.release();
             }
             if state == ReadState::Drained {
-                let until = until.min(self.checked + CHECK);
+                let until = until.min(Instant::now() + CHECK_IDLE);
                 woken = self.sleep(until)? == Ready::Woken;
             }
         }

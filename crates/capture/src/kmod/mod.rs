@@ -26,8 +26,10 @@ use std::time::{Duration, Instant};
 use sys::{Device, Memory};
 use uapi::{ABI, DEVICE, Info, ROOTS_MAX};
 
-/// How often the kernel is asked whether its function tracing still works.
+/// How often the kernel is asked whether its function tracing still works, at most.
 const CHECK: Duration = Duration::from_secs(1);
+/// The same while no records come.
+const CHECK_IDLE: Duration = Duration::from_secs(10);
 /// 0 after the kernel has found its tracing broken and shut it down (nobody can set it to 0 while the module is on).
 const TRACING: &str = "/proc/sys/kernel/ftrace_enabled";
 /// How to get the module, for people.
@@ -508,7 +510,7 @@ impl ChangeSource for KmodSource {
             }
             if state == ReadState::Drained {
                 self.device.seen(self.position).map_err(Self::read_error)?;
-                let until = until.min(self.checked + CHECK);
+                let until = until.min(Instant::now() + CHECK_IDLE);
                 let ready = self.waker.wait(Some(self.device.as_fd()), until);
                 woken = ready.map_err(|e| Self::read_error(e.into()))? == Ready::Woken;
             }
