@@ -1,5 +1,6 @@
 //! Answers every question about a source's history, beside the process that writes it. It must never change
-//! anything, never hand out a byte that does not match its checksum, and never answer more than the limits say.
+//! anything, and never answer more than the limits say. Blocks go out as they are stored, checksum and all: who asked checks
+//! them, since it would not believe a check of ours.
 
 mod compare;
 mod versions;

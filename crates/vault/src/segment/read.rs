@@ -1,6 +1,7 @@
-//! Reads single blocks by their place, always against their checksum, with a cache of decoded ones.
+//! Reads single blocks by their place, with a cache of decoded ones. What is used here is checked against its checksum first;
+//! what is only passed on is checked by who uses it.
 
-use super::{LogError, Place, PrunedList, segment_path};
+use super::{LogError, Place, PrunedList, pruned_path, segment_path};
 use bytes::Bytes;
 use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{Record, RecordHeader, RecordKind};
@@ -32,27 +33,29 @@ impl SegmentFiles {
 
     /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
     pub fn read_block(&mut self, place: Place) -> Result<Record, LogError> {
-        self.read(place).map(|(record, _)| record)
+        let (header, whole) = self.read(place)?;
+        self.check(place, header, &whole)
     }
 
-    /// As [`SegmentFiles::read_block`], with header and padding, as it is stored. It is not kept in the system's cache:
-    /// who restores reads much, and each block once.
+    /// As [`SegmentFiles::read_block`], with header and padding, as it is stored, and with its payload *not* checked: who gets
+    /// it has to do that, wherever it goes on its way. What retention has freed is told apart all the same. It is not kept in
+    /// the system's cache: who restores reads much, and each block once.
     pub fn read_whole(&mut self, place: Place) -> Result<Bytes, LogError> {
-        let (_, whole) = self.read(place)?;
+        let (header, whole) = self.read(place)?;
+        // The list is there before the first block that it names goes.
+        if pruned_path(&self.dir, place.segment).exists() {
+            self.check(place, header, &whole)?;
+        }
         if let Some(file) = self.open.get(&place.segment) {
             farwrite_fs::forget_cached(file, place.offset, place.offset + whole.len() as u64);
         }
         Ok(whole)
     }
 
-    fn read(&mut self, place: Place) -> Result<(Record, Bytes), LogError> {
+    /// Header and the whole record, of the size that the header says.
+    fn read(&mut self, place: Place) -> Result<(RecordHeader, Bytes), LogError> {
         let path = segment_path(&self.dir, place.segment);
-        let damaged = |what: String, header: Option<RecordHeader>| LogError::Damaged {
-            segment: place.segment,
-            offset: place.offset,
-            seq: header.map(|h| h.seq),
-            what,
-        };
+        let damaged = |what, header| damaged(place, what, header);
         let fail = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => damaged("the record is cut off".into(), None),
             std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
@@ -83,18 +86,29 @@ impl SegmentFiles {
         }
         // There may have been room for more.
         whole.truncate(total);
-        let whole = Bytes::from(whole);
+        Ok((header, Bytes::from(whole)))
+    }
+
+    fn check(&self, place: Place, header: RecordHeader, whole: &Bytes) -> Result<Record, LogError> {
         let payload = whole.slice(HEADER_BYTES..HEADER_BYTES + header.stored as usize);
-        match Record::from_parts(header, payload) {
-            Ok(record) => Ok((record, whole)),
-            Err(e) => Err(match PrunedList::load(&self.dir, place.segment) {
+        Record::from_parts(header, payload).map_err(|e| {
+            match PrunedList::load(&self.dir, place.segment) {
                 Ok(list) if list.contains(place.offset, &header) => {
                     LogError::Pruned { seq: header.seq }
                 }
-                Ok(_) => damaged(e.to_string(), Some(header)),
+                Ok(_) => damaged(place, e.to_string(), Some(header)),
                 Err(list) => list,
-            }),
-        }
+            }
+        })
+    }
+}
+
+fn damaged(place: Place, what: String, header: Option<RecordHeader>) -> LogError {
+    LogError::Damaged {
+        segment: place.segment,
+        offset: place.offset,
+        seq: header.map(|h| h.seq),
+        what,
     }
 }
 
@@ -127,12 +141,9 @@ impl BlockReader {
             return Ok(bytes.clone());
         }
         let record = self.files.read_block(place)?;
-        let bytes = record.decode().map_err(|e| LogError::Damaged {
-            segment: place.segment,
-            offset: place.offset,
-            seq: Some(record.header.seq),
-            what: e.to_string(),
-        })?;
+        let bytes = record
+            .decode()
+            .map_err(|e| damaged(place, e.to_string(), Some(record.header)))?;
         self.cached_bytes += bytes.len();
         self.cache.put(place, bytes.clone());
         while self.cached_bytes > CACHE_BYTES {

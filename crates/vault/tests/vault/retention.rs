@@ -5,7 +5,7 @@ use crate::catalog::{first_difference, tree_of};
 use crate::common::model::{Chaos, Tree};
 use crate::common::*;
 use farwrite_core::history::{Request, Response};
-use farwrite_core::{BatchSeq, BytePath, NodeId, SourceName, Timestamp};
+use farwrite_core::{BatchSeq, BytePath, NodeId, Record, SourceName, Timestamp};
 use farwrite_vault::catalog::{Catalog, Forget};
 use farwrite_vault::retention::*;
 use farwrite_vault::segment::*;
@@ -338,6 +338,15 @@ fn what_is_freed_is_what_was_said_and_what_the_disk_has_back() {
 fn pruned_is_never_taken_for_damaged_nor_damage_for_pruned() {
     let mut site = Site::new(1, 60);
     rewritten(&mut site, 30);
+    let segments = list_segments(&site.log()).unwrap();
+    let first_block = Connection::open(site.dir().join("catalog.db"))
+        .unwrap()
+        .query_row(
+            "SELECT offset FROM blocks WHERE segment = ?1",
+            [segments[0] as i64],
+            |r| r.get::<_, i64>(0),
+        )
+        .unwrap();
     site.prune(Some(policy("keep_all = \"5h\"")), None).unwrap();
     // The end of the log is lost with the catalog: recovery meets segments that were pruned, and cuts nothing off.
     let work = tempfile::tempdir().unwrap();
@@ -345,7 +354,6 @@ fn pruned_is_never_taken_for_damaged_nor_damage_for_pruned() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, work.path().join(path.file_name().unwrap())).unwrap();
     }
-    let segments = list_segments(work.path()).unwrap();
     for &s in &segments[10..] {
         std::fs::remove_file(segment_path(work.path(), s)).unwrap();
     }
@@ -358,12 +366,25 @@ fn pruned_is_never_taken_for_damaged_nor_damage_for_pruned() {
     assert_eq!((recovered.dropped_bytes, recovered.set_aside.len()), (0, 0));
     assert_eq!(log.last_commit().unwrap().seq, BatchSeq(10));
 
+    // Who passes a block on without checking it never takes one that was freed for one that is there.
+    let place = Place {
+        segment: segments[0],
+        offset: first_block as u64,
+    };
+    let read = || SegmentFiles::new(&site.log()).read_whole(place);
+    assert!(
+        matches!(read(), Err(LogError::Pruned { .. })),
+        "{:?}",
+        read()
+    );
+
     // Without its list, a freed block is damage; and a kept one that is zeroed is damage whatever the lists say.
     let list = pruned_path(&site.log(), segments[0]);
     let aside = list.with_extension("aside");
     std::fs::rename(&list, &aside).unwrap();
     let report = verify_source(&site.dir(), &mut |_| ()).unwrap();
     assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    assert!(Record::from_bytes(&read().unwrap()).is_err());
     std::fs::rename(&aside, &list).unwrap();
     let last = segment_path(&site.log(), *segments.last().unwrap());
     let mut bytes = std::fs::read(&last).unwrap();
