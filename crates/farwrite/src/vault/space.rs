@@ -19,8 +19,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What was seen of a log and a catalog is told again for this long.
 const FRESH: Duration = Duration::from_secs(5);
-/// Before a new source's mirror is counted for the first time: it is hardly begun.
-const FIRST_COUNT: Duration = Duration::from_secs(5);
+/// Between two looks whether a source that has not been counted yet is still being written for the first time.
+const FIRST_COUNT: Duration = Duration::from_secs(6);
+/// A new mirror that is written is counted after this time all the same.
+const FIRST_COUNT_WITHIN: Duration = Duration::from_secs(60);
 /// Between two rounds of the thread.
 const ROUND: Duration = Duration::from_secs(600);
 /// Between two samples that are kept; a round that comes a little early makes one.
@@ -59,6 +61,8 @@ struct Known {
     looked: Option<Instant>,
     /// As they were then.
     state: State,
+    /// Since when it is looked at; `None` once it has been counted.
+    waits: Option<Instant>,
     /// As they were when the mirror was last counted.
     counted: Option<State>,
     /// When the mirror may be counted again.
@@ -153,6 +157,7 @@ impl Spaces {
         let known = inner.of.entry(name.clone()).or_insert_with(|| {
             let mut known = Known {
                 samples: load(&dir.join(SAMPLES_FILE)),
+                waits: Some(Instant::now()),
                 ..Known::default()
             };
             // Until it has been counted again.
@@ -172,10 +177,24 @@ impl Spaces {
     fn round(&self) {
         let sources = self.vault.sources().unwrap_or_default();
         for name in sources.into_iter().map(|s| s.name) {
+            let before = self.inner.lock().of.get(&name).map(|k| k.state);
             self.look(&name);
+            if self.is_begun(&name, before) {
+                continue;
+            }
             self.count(&name);
             self.sample(&name);
         }
+    }
+
+    /// Is its first backup under way? Counting would take the disk from it, and come to something else a moment later.
+    fn is_begun(&self, name: &SourceName, before: Option<State>) -> bool {
+        let mut inner = self.inner.lock();
+        let young = |k: &&Known| k.waits.is_some_and(|at| at.elapsed() < FIRST_COUNT_WITHIN);
+        let known = inner.of.get(name).filter(young);
+        let begun = known.is_some_and(|k| before != Some(k.state));
+        inner.uncounted |= begun;
+        begun
     }
 
     /// Counts the mirror, if it may have changed.
@@ -198,6 +217,7 @@ impl Spaces {
         if let Some(known) = inner.of.get_mut(name) {
             known.now.mirror_bytes = bytes;
             known.counted = Some(state);
+            known.waits = None;
             known.count_at = Some(Instant::now() + pause);
         }
     }

@@ -145,7 +145,7 @@ impl Comparison<'_> {
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
         let known = self.known();
-        let mut buf = vec![0u8; GROUP_BYTES as usize];
+        let mut buf = vec![0u8; GROUP_BYTES.min(self.size) as usize];
         let mut segments = Segments::new(self.file, self.size);
         let mut read = 0;
         let mut group = 0;

@@ -484,7 +484,7 @@ impl Index {
     pub fn add_node(&mut self, id: NodeId, row: &NodeRow) -> Result<()> {
         let blob = postcard::to_stdvec(row).expect("encoding into memory");
         self.note_undo(Undo::Node(id, None))?;
-        self.write_node(id, &blob, row)
+        self.insert_node(INSERT_NODE, id, &blob, row)
     }
 
     /// Removes a node's row and checksums.
@@ -507,7 +507,8 @@ impl Index {
         let old = self.lookup(parent, name)?;
         if old != Some(node) {
             self.note_undo(Undo::Name(parent, name.clone(), old))?;
-            self.write_name(parent, name, node)?;
+            let put = if old.is_none() { INSERT_NAME } else { PUT_NAME };
+            self.insert_name(put, parent, name, node)?;
         }
         Ok(old)
     }
@@ -666,7 +667,7 @@ impl Index {
             Undo::Node(id, None) => {
                 self.run("DELETE FROM nodes WHERE id = ?1", params![id.0 as i64])
             }
-            Undo::Name(p, n, Some(node)) => self.write_name(p, &n, node),
+            Undo::Name(p, n, Some(node)) => self.insert_name(PUT_NAME, p, &n, node),
             Undo::Name(p, n, None) => self.erase_name(p, &n),
             Undo::Sums(n, g, old) => self.write_sums(n, g, old.as_ref().map(|b| b.as_slice())),
             Undo::ForgetSums(n) => {
@@ -685,6 +686,10 @@ impl Index {
     }
 
     fn write_node(&self, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
+        self.insert_node(PUT_NODE, id, blob, row)
+    }
+
+    fn insert_node(&self, sql: &str, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
         let sought = if row.flags.has(NodeFlags::STAGED) {
             Some(SOUGHT_STAGED)
         } else if row.flags.has(NodeFlags::SUSPECT) || row.flags.has(NodeFlags::UNSETTLED) {
@@ -693,7 +698,7 @@ impl Index {
             None
         };
         self.run(
-            "INSERT OR REPLACE INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)",
+            sql,
             params![
                 id.0 as i64,
                 row.origin.slot,
@@ -704,9 +709,9 @@ impl Index {
         )
     }
 
-    fn write_name(&self, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
+    fn insert_name(&self, sql: &str, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
         self.run(
-            "INSERT OR REPLACE INTO names(parent, name, node) VALUES (?1, ?2, ?3)",
+            sql,
             params![parent.0 as i64, name.as_bytes(), node.0 as i64],
         )
     }
@@ -887,6 +892,15 @@ struct UndoBatch {
     fresh: bool,
     undo: Vec<Undo>,
 }
+
+// What is known to be new is not put with REPLACE: for a statement that may end in the middle SQLite keeps a journal of its
+// own. With FAIL a row that is there all the same is an error, which ends the transaction.
+const PUT_NODE: &str =
+    "INSERT OR REPLACE INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)";
+const INSERT_NODE: &str =
+    "INSERT OR FAIL INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)";
+const PUT_NAME: &str = "INSERT OR REPLACE INTO names(parent, name, node) VALUES (?1, ?2, ?3)";
+const INSERT_NAME: &str = "INSERT OR FAIL INTO names(parent, name, node) VALUES (?1, ?2, ?3)";
 
 /// What does not fit into a row of `undo`, in the order in which it was noted; the row holds what came last.
 const UNDO_PARTS: &str = "CREATE TABLE IF NOT EXISTS undo_parts(
