@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 /// How often the kernel is asked whether a program could not run, at most.
 const CHECK: Duration = Duration::from_secs(1);
 /// The same while no records come.
-const CHECK_IDLE: Duration = Duration::from_secs(10);
+const CHECK_IDLE: Duration = Duration::from_secs(5);
 
 /// See the module's text.
 pub struct EbpfSource {

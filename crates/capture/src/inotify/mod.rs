@@ -39,6 +39,9 @@ const HALVES: usize = 64;
 /// How long an empty queue is given to bring the other half of a rename: the kernel queues the two one after the other.
 const OTHER_HALF: Duration = Duration::from_millis(2);
 
+/// Between two looks whether a root has been removed: the kernel does not tell while somebody has it open, as we do.
+const LOOK_AT_ROOTS: Duration = Duration::from_secs(5);
+
 /// See the module's text.
 pub struct InotifySource {
     watches: Watches,
@@ -440,10 +443,10 @@ impl InotifySource {
             if last || out.len() > start || Instant::now() >= until {
                 return Ok(ReadState::Drained);
             }
-            let next = match self.watches.unwatched() {
-                0 => until,
-                _ => until.min(self.rescan_due),
-            };
+            let mut next = until.min(Instant::now() + LOOK_AT_ROOTS);
+            if self.watches.unwatched() > 0 {
+                next = next.min(self.rescan_due);
+            }
             let fd = self.watches.fd.as_fd();
             // A rescan that is due comes with the next call.
             last = self.waker.wait(Some(fd), next)? != Ready::Events;

@@ -29,7 +29,7 @@ use uapi::{ABI, DEVICE, Info, ROOTS_MAX};
 /// How often the kernel is asked whether its function tracing still works, at most.
 const CHECK: Duration = Duration::from_secs(1);
 /// The same while no records come.
-const CHECK_IDLE: Duration = Duration::from_secs(10);
+const CHECK_IDLE: Duration = Duration::from_secs(5);
 /// 0 after the kernel has found its tracing broken and shut it down (nobody can set it to 0 while the module is on).
 const TRACING: &str = "/proc/sys/kernel/ftrace_enabled";
 /// How to get the module, for people.

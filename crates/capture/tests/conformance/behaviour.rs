@@ -423,6 +423,40 @@ fn a_root_that_is_moved_or_removed_is_told_of() {
 }
 
 #[test]
+fn an_empty_root_that_is_removed_ends_a_long_wait() {
+    let begin = Instant::now();
+    for kind in telling() {
+        let place = Place::new(On::Tmpfs);
+        let mut s = place.sensor(kind);
+        drain(&mut *s);
+        let (to_me, from_reader) = std::sync::mpsc::channel();
+        let seen = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                to_me.send(rustix::thread::gettid()).unwrap();
+                let mut out = Vec::new();
+                while out.is_empty() && begin.elapsed() < LONG {
+                    s.read(&mut out, LONG).unwrap();
+                }
+                out
+            });
+            let thread = from_reader.recv().unwrap().as_raw_nonzero();
+            let stat = format!("/proc/self/task/{thread}/stat");
+            while !fs::read_to_string(&stat).unwrap().contains(") S ") {
+                std::thread::yield_now();
+            }
+            fs::remove_dir(place.root()).unwrap();
+            reader.join().unwrap()
+        });
+        assert!(
+            seen.iter()
+                .any(|c| c.op == ChangeOp::Subtree && c.name.is_none()),
+            "{kind}: {seen:?}"
+        );
+    }
+    assert!(begin.elapsed() < LONG);
+}
+
+#[test]
 fn repeated_writes_of_one_read_are_one_message() {
     for kind in telling() {
         let place = Place::new(On::Tmpfs);
