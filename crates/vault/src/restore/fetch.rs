@@ -5,7 +5,7 @@ use super::{Ask, RestoreError};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry, Request, Response};
-use farwrite_core::record::Codec;
+use farwrite_core::record::{BadRecord, Codec};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, Record, limits};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -298,23 +298,24 @@ fn ask_blocks(ask: Ask<'_>, ids: Vec<u64>) -> Result<Blocks, RestoreError> {
         Response::Blocks(list) if list.iter().any(|b| b.block == first) => Ok(list
             .into_iter()
             .filter(|b| asked.contains(&b.block))
-            .map(|b| (b.block, b.record.and_then(|raw| decode(&raw))))
+            .map(|b| (b.block, b.record.and_then(|raw| decode(b.block, &raw))))
             .collect()),
         _ => Err(nonsense("to Blocks")),
     }
 }
 
-fn decode(raw: &Bytes) -> Result<Bytes, String> {
+fn decode(id: u64, raw: &Bytes) -> Result<Bytes, String> {
+    let bad = |e: BadRecord| format!("block {id}: {e} (verify the vault to see where)");
     match Record::from_bytes(raw) {
         // What is stored as it is lies in the buffer that it came in, among others: a small block must not hold on to that.
         Ok(Some(record)) => match record.decode() {
             Ok(bytes) if record.header.codec == Codec::Raw && bytes.len() < COPIED_BYTES => {
                 Ok(Bytes::copy_from_slice(&bytes))
             }
-            other => other.map_err(|e| e.to_string()),
+            other => other.map_err(bad),
         },
-        Ok(None) => Err("the record is cut off".into()),
-        Err(e) => Err(e.to_string()),
+        Ok(None) => Err(format!("block {id}: the record is cut off")),
+        Err(e) => Err(bad(e)),
     }
 }
 

@@ -121,7 +121,7 @@ impl PruneRequest {
 pub(super) struct Forgetting {
     wanted: Option<Forget>,
     done: Option<Result<(), String>>,
-    /// Something was put into the source's directory: perhaps a request.
+    /// There may be a request.
     pub(super) asked: bool,
     /// The source is being closed: no step more.
     pub(super) closing: bool,
@@ -217,7 +217,7 @@ impl Keeper {
         }
     }
 
-    /// Waits until something is put into the directory, but no longer than `pause`; false once the source is being closed.
+    /// Waits until there may be a request, but no longer than `pause`; false once the source is being closed.
     fn wait(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut state = self.shared.state.lock();

@@ -15,6 +15,19 @@ use std::sync::{Arc, OnceLock, Weak};
 /// Room for some events at once.
 const EVENTS: usize = 4096;
 
+/// Filesystems that this kernel alone changes (statfs(2)): ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, tmpfs, overlayfs. Of others,
+/// such as NFS, another machine may write a request, and inotify tells nothing.
+const LOCAL: [rustix::fs::FsWord; 8] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x2fc1_2fc1,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x0102_1994,
+    0x794c_7630,
+];
+
 /// The process's instance; `None` if it could not be made.
 static HUB: OnceLock<Option<Hub>> = OnceLock::new();
 
@@ -35,6 +48,9 @@ impl Watched {
     /// From now on a request that appears in `source_dir` sets `asked` and wakes the prune thread of `shared`. `None` where the
     /// kernel cannot tell; then somebody has to look.
     pub(super) fn begin(source_dir: &Path, shared: &Arc<Shared>) -> Option<Watched> {
+        rustix::fs::statfs(source_dir)
+            .ok()
+            .filter(|s| LOCAL.contains(&s.f_type))?;
         let hub = HUB.get_or_init(Hub::start).as_ref()?;
         let mut watched = hub.watched.lock();
         let flags = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
