@@ -22,8 +22,9 @@ impl Bell {
         }
     }
 
-    /// Waits until somebody rings or has rung since the last wait, for `at_least` in any case and `at_most` if nobody does.
-    pub fn wait(&self, at_least: Duration, at_most: Duration) {
+    /// Waits until somebody rings or has rung since the last wait, for `at_least` in any case and `at_most` if nobody does. Has
+    /// somebody?
+    pub fn wait(&self, at_least: Duration, at_most: Duration) -> bool {
         let begin = Instant::now();
         let mut waiting = self.waiting.lock();
         while !self.rung.load(Ordering::Acquire) && begin.elapsed() < at_most {
@@ -32,7 +33,7 @@ impl Bell {
         drop(waiting);
         std::thread::sleep(at_least.saturating_sub(begin.elapsed()));
         // Before whatever the waiter does next: what was rung for is seen by it.
-        self.rung.swap(false, Ordering::AcqRel);
+        self.rung.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -45,16 +46,16 @@ mod tests {
         const LONG: Duration = Duration::from_secs(600);
         let bell = Bell::default();
         bell.ring();
-        bell.wait(Duration::ZERO, LONG);
+        assert!(bell.wait(Duration::ZERO, LONG));
         std::thread::scope(|s| {
             let ring = s.spawn(|| bell.ring());
-            bell.wait(Duration::ZERO, LONG);
+            assert!(bell.wait(Duration::ZERO, LONG));
             ring.join().unwrap();
         });
         let (little, begin) = (Duration::from_millis(20), Instant::now());
-        bell.wait(Duration::ZERO, little);
+        assert!(!bell.wait(Duration::ZERO, little));
         bell.ring();
-        bell.wait(little, LONG);
+        assert!(bell.wait(little, LONG));
         assert!(begin.elapsed() >= 2 * little);
     }
 }

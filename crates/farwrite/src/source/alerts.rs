@@ -4,7 +4,7 @@
 use super::supervisor::Supervisor;
 use crate::alert::{Alert, Dispatcher, Phase};
 use crate::config::{self, Config};
-use farwrite_control::{State, Status};
+use farwrite_control::{State, Status, Vault};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Weak;
@@ -52,6 +52,7 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
     let dispatcher = Dispatcher::start()?;
     let watch = move || {
         let mut watcher = Watcher::default();
+        let mut news = true;
         while let Some(d) = daemon.upgrade() {
             // A file that cannot be read now has been read before: nothing to do but to wait.
             let config = Config::load(&d.state);
@@ -59,8 +60,6 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
             let free = free_bytes(d.state.dir());
             let feed = d.feed();
             drop(d);
-            let calm = watcher.away.is_empty() && watcher.on.is_empty();
-            let calm = calm && status.vaults.iter().all(|v| v.lag_ms == 0 && v.connected);
             if let Ok(config) = config
                 && let Ok(limits) = Limits::of(&config.alert)
             {
@@ -69,10 +68,14 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
                     dispatcher.tell(&alert);
                 }
             }
-            match calm {
-                true => feed.bell().wait(LOOK_CALM, LOOK_IDLE),
-                false => std::thread::sleep(LOOK),
+            let late = |v: &Vault| v.lag_ms > 0 || !v.connected;
+            if status.vaults.iter().any(late) {
+                std::thread::sleep(LOOK);
+                continue;
             }
+            // After news there may be more of them: what was told of may not have led to its end yet.
+            let at_most = if news { LOOK_CALM } else { LOOK_IDLE };
+            news = feed.bell().wait(LOOK_CALM, at_most);
         }
     };
     std::thread::Builder::new()
@@ -144,7 +147,6 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use farwrite_control::Vault;
 
     fn status(connected: bool, lag_ms: u64) -> Status {
         Status {

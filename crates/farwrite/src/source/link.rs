@@ -119,6 +119,7 @@ pub struct Link {
     pub queue: Arc<Queue>,
     report: Mutex<LinkReport>,
     changed: Condvar,
+    feed: Arc<Feed>,
     connection: Mutex<Option<Arc<SourceLink>>>,
     sent_at: Mutex<VecDeque<(BatchSeq, Instant)>>,
     /// Times from closing a batch to its ack.
@@ -146,6 +147,7 @@ impl Link {
             queue: setup.queue.clone(),
             report: Mutex::default(),
             changed: Condvar::new(),
+            feed: setup.feed.clone(),
             connection: Mutex::default(),
             sent_at: Mutex::default(),
             acks: AckTimes::default(),
@@ -230,8 +232,16 @@ impl Link {
     }
 
     fn update(&self, f: impl FnOnce(&mut LinkReport)) {
-        f(&mut self.report.lock());
+        let mut report = self.report.lock();
+        let of_alerts = |r: &LinkReport| (r.up, r.stuck, r.problem_count);
+        let before = of_alerts(&report);
+        f(&mut report);
+        let news = of_alerts(&report) != before;
+        drop(report);
         self.changed.notify_all();
+        if news {
+            self.feed.bell().ring();
+        }
     }
 
     /// Is it ending?

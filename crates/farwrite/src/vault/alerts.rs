@@ -12,10 +12,12 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Between two looks while there is news.
+/// Between two looks while there is news, at least.
 const LOOK: Duration = Duration::from_secs(5);
+/// And so many times as long as the look took.
+const LOOK_TIMES: u32 = 20;
 /// Between two looks without: others may fill the disk, or change the file, and nobody rings when a source is silent.
 const LOOK_CALM: Duration = Duration::from_secs(60);
 
@@ -147,18 +149,23 @@ pub(super) fn start(daemon: Weak<VaultDaemon>, news: Arc<Bell>) -> std::io::Resu
     let dispatcher = Dispatcher::start()?;
     let watch = move || {
         let mut on: Vec<VaultAlert> = Vec::new();
+        let mut rung = true;
         while let Some(d) = daemon.upgrade() {
+            let begin = Instant::now();
             // A file that cannot be read now has been read before: nothing to do but to wait.
             if let Ok(file) = AlertsFile::load(d.dir()) {
                 dispatcher.configure(&file.channels());
-                let now = wrong(&d.look(), &file);
+                let now = wrong(&d.look_anew(), &file);
                 for alert in changes(&mut on, now) {
                     dispatcher.tell(&alert);
                 }
                 d.note_alerts(&on);
             }
             drop(d);
-            news.wait(LOOK, LOOK_CALM);
+            let at_least = LOOK.max(begin.elapsed() * LOOK_TIMES);
+            // After news there may be more of them: what was told of may not have led to its end yet.
+            let at_most = if rung { at_least } else { LOOK_CALM };
+            rung = news.wait(at_least, at_most);
         }
     };
     std::thread::Builder::new()

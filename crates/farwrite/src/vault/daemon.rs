@@ -119,6 +119,12 @@ impl VaultDaemon {
         })
     }
 
+    /// All sources, as they are now.
+    pub(super) fn look_anew(&self) -> VaultStatus {
+        *self.known.lock() = None;
+        self.look()
+    }
+
     /// All sources; what was read a moment ago is not read again.
     pub(super) fn look(&self) -> VaultStatus {
         let mut known = self.known.lock();
@@ -151,7 +157,7 @@ impl VaultDaemon {
         status
     }
 
-    /// What costs nothing to know is told as it is now.
+    /// What costs little to know is told as it is now.
     fn bring_up_to_date(&self, s: &mut VaultSource) {
         let Ok(name) = SourceName::new(&s.name) else {
             return;

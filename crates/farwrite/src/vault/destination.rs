@@ -137,6 +137,7 @@ impl Destination for VaultDestination {
             }
             Err(e) => {
                 failure::FailureFile::of(&self.vault.source_dir(name)).write(&e.to_string());
+                self.presence.news().ring();
                 Err(trouble(&format!("cannot open {name}"), &e))
             }
         }
@@ -208,7 +209,6 @@ impl Progress {
     }
 
     fn event(&self, event: Event) {
-        self.news.ring();
         match event {
             Event::Durable(seq) => {
                 self.state.lock().durable = Some(seq);
@@ -224,6 +224,7 @@ impl Progress {
             }
             Event::Failed { what, retry } => self.failed(what, retry),
         }
+        self.news.ring();
     }
 
     fn failed(&self, what: String, retry: bool) {
@@ -237,7 +238,6 @@ impl Progress {
             false => SinkError::BadBatch { text: what.clone() },
         });
         self.failure.write(&what);
-        self.news.ring();
         self.events.failed(what, retry_after);
     }
 

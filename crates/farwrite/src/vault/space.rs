@@ -17,20 +17,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What was seen of a log and a catalog is told again for this long.
+/// What was seen of a log and a catalog is told again for this long at least.
 const FRESH: Duration = Duration::from_secs(5);
-/// Between two looks whether a source that has not been counted yet is still being written for the first time.
+/// And for so many times as long as the look took.
+const FRESH_TIMES: u32 = 20;
+/// Before a new source is counted, and between two looks whether it is still being written for the first time.
 const FIRST_COUNT: Duration = Duration::from_secs(6);
 /// A new mirror that is written is counted after this time all the same.
 const FIRST_COUNT_WITHIN: Duration = Duration::from_secs(60);
 /// Between two rounds of the thread.
 const ROUND: Duration = Duration::from_secs(600);
 /// Between two samples that are kept; a round that comes a little early makes one.
-const SAMPLE_MS: u64 = 599 * 1000;
+const SAMPLE_MS: u64 = 590 * 1000;
 const SAMPLES_FILE: &str = "space.toml";
 /// Samples kept of one source; when there are more, every second one of the older half goes.
 const SAMPLES: usize = 1000;
-/// A count of one mirror takes at most this part of the time.
+/// Between two counts of one mirror at least, so that each round makes one; a count that takes long is made less often.
+const COUNT: Duration = Duration::from_secs(590);
+/// A count takes at most this part of the time.
 const COUNT_SHARE: u32 = 50;
 /// Directories inside each other that are still counted.
 const DEPTH: usize = 4096;
@@ -48,25 +52,24 @@ pub(super) struct Spaces {
 #[derive(Default)]
 struct Inner {
     of: BTreeMap<SourceName, Known>,
-    /// There is a source whose mirror has never been counted.
-    uncounted: bool,
+    /// There is a source that no round has seen yet.
+    new: bool,
     ended: bool,
 }
 
-#[derive(Clone, Default)]
 struct Known {
     now: Space,
     samples: Vec<SpaceSample>,
-    /// When log and catalog were last looked at.
-    looked: Option<Instant>,
-    /// As they were then.
-    state: State,
-    /// Since when it is looked at; `None` once it has been counted.
-    waits: Option<Instant>,
-    /// As they were when the mirror was last counted.
+    /// `now` need not be looked at again before.
+    fresh_until: Instant,
+    /// When it was first looked at.
+    came: Instant,
+    /// As it was in the last round.
+    seen: Option<State>,
+    /// As it was when the mirror was last counted.
     counted: Option<State>,
     /// When the mirror may be counted again.
-    count_at: Option<Instant>,
+    count_at: Instant,
 }
 
 /// What changes whenever something of a source is written: bytes of log and catalog, and the time of the newest file.
@@ -91,8 +94,7 @@ impl Spaces {
         let run = move || {
             let mut pause = FIRST_COUNT;
             while mine.wait(pause) {
-                mine.round();
-                pause = ROUND;
+                pause = mine.round();
             }
         };
         std::thread::Builder::new()
@@ -112,7 +114,7 @@ impl Spaces {
         let mut until = Instant::now() + pause;
         let mut inner = self.inner.lock();
         while !inner.ended && Instant::now() < until {
-            if std::mem::take(&mut inner.uncounted) {
+            if std::mem::take(&mut inner.new) {
                 until = until.min(Instant::now() + FIRST_COUNT);
             }
             self.news.wait_until(&mut inner, until);
@@ -122,7 +124,7 @@ impl Spaces {
 
     /// What a source takes now, and by how much that has grown in a day.
     pub(super) fn of(&self, name: &SourceName) -> (Space, Option<i64>) {
-        self.look(name);
+        self.freshen(name);
         let inner = self.inner.lock();
         let known = inner.of.get(name);
         known.map_or_else(Default::default, |k| {
@@ -132,7 +134,7 @@ impl Spaces {
 
     /// What it took before.
     pub(super) fn samples(&self, name: &SourceName) -> Vec<SpaceSample> {
-        self.look(name);
+        self.freshen(name);
         let inner = self.inner.lock();
         inner
             .of
@@ -140,76 +142,90 @@ impl Spaces {
             .map_or_else(Vec::new, |k| k.samples.clone())
     }
 
-    /// Looks at log and catalog of a source, unless that was done a moment ago.
-    fn look(&self, name: &SourceName) {
-        let fresh = |k: &Known| k.looked.is_some_and(|at| at.elapsed() < FRESH);
-        if self.inner.lock().of.get(name).is_some_and(fresh) {
-            return;
+    /// Looks, unless that was done a moment ago.
+    fn freshen(&self, name: &SourceName) {
+        let fresh = |k: &Known| Instant::now() < k.fresh_until;
+        if !self.inner.lock().of.get(name).is_some_and(fresh) {
+            self.look(name);
         }
+    }
+
+    /// Looks at log and catalog of a source. Gives what changes whenever it is written.
+    fn look(&self, name: &SourceName) -> State {
+        let begin = Instant::now();
         let dir = self.vault.source_dir(name);
         let (log_bytes, log_time) = allocated(&dir.join("log"), |_| true);
         let (catalog_bytes, catalog_time) = allocated(&dir, |name| {
             // Whoever reads a catalog writes to the file that is left out.
             name.starts_with("catalog.db") && !name.ends_with("-shm")
         });
+        let fresh_until = Instant::now() + FRESH.max(begin.elapsed() * FRESH_TIMES);
         let mut inner = self.inner.lock();
         let is_new = !inner.of.contains_key(name);
         let known = inner.of.entry(name.clone()).or_insert_with(|| {
-            let mut known = Known {
-                samples: load(&dir.join(SAMPLES_FILE)),
-                waits: Some(Instant::now()),
-                ..Known::default()
-            };
+            let samples = load(&dir.join(SAMPLES_FILE));
             // Until it has been counted again.
-            known.now.mirror_bytes = known.samples.last().and_then(|s| s.space.mirror_bytes);
-            known
+            let mirror_bytes = samples.last().and_then(|s| s.space.mirror_bytes);
+            Known {
+                now: Space {
+                    mirror_bytes,
+                    ..Space::default()
+                },
+                samples,
+                fresh_until,
+                came: Instant::now(),
+                seen: None,
+                counted: None,
+                count_at: Instant::now(),
+            }
         });
         known.now.log_bytes = log_bytes;
         known.now.catalog_bytes = catalog_bytes;
-        known.looked = Some(Instant::now());
-        known.state = (log_bytes, catalog_bytes, log_time.max(catalog_time));
+        known.fresh_until = fresh_until;
         if is_new {
-            inner.uncounted = true;
+            inner.new = true;
             self.news.notify_all();
         }
+        (log_bytes, catalog_bytes, log_time.max(catalog_time))
     }
 
-    fn round(&self) {
+    /// Takes samples, then counts; how long until the next round.
+    fn round(&self) -> Duration {
         let sources = self.vault.sources().unwrap_or_default();
-        for name in sources.into_iter().map(|s| s.name) {
-            let before = self.inner.lock().of.get(&name).map(|k| k.state);
-            self.look(&name);
-            if self.is_begun(&name, before) {
-                continue;
+        let names: Vec<SourceName> = sources.into_iter().map(|s| s.name).collect();
+        let states: Vec<State> = names.iter().map(|n| self.look(n)).collect();
+        names.iter().for_each(|n| self.sample(n));
+        let mut pause = ROUND;
+        if self.vault.info().mirror {
+            for (name, state) in names.iter().zip(states) {
+                if self.is_begun(name, state) {
+                    pause = FIRST_COUNT;
+                } else {
+                    self.count(name, state);
+                }
             }
-            self.count(&name);
-            self.sample(&name);
         }
+        pause
     }
 
     /// Is its first backup under way? Counting would take the disk from it, and come to something else a moment later.
-    fn is_begun(&self, name: &SourceName, before: Option<State>) -> bool {
+    fn is_begun(&self, name: &SourceName, state: State) -> bool {
         let mut inner = self.inner.lock();
-        let young = |k: &&Known| k.waits.is_some_and(|at| at.elapsed() < FIRST_COUNT_WITHIN);
-        let known = inner.of.get(name).filter(young);
-        let begun = known.is_some_and(|k| before != Some(k.state));
-        inner.uncounted |= begun;
-        begun
+        inner.of.get_mut(name).is_some_and(|k| {
+            let moves = k.seen.replace(state) != Some(state);
+            moves && k.counted.is_none() && k.came.elapsed() < FIRST_COUNT_WITHIN
+        })
     }
 
-    /// Counts the mirror, if it may have changed.
-    fn count(&self, name: &SourceName) {
-        if !self.vault.info().mirror {
+    /// Counts the mirror, if it may have changed and was not counted lately.
+    fn count(&self, name: &SourceName, state: State) {
+        let due = |k: &Known| k.counted != Some(state) && k.count_at <= Instant::now();
+        if !self.inner.lock().of.get(name).is_some_and(due) {
             return;
         }
-        let due = |k: &&Known| {
-            k.counted != Some(k.state) && k.count_at.is_none_or(|at| at <= Instant::now())
-        };
-        let state = self.inner.lock().of.get(name).filter(due).map(|k| k.state);
-        let Some(state) = state else { return };
         let begin = Instant::now();
         let bytes = self.count_mirror(&self.vault.source_dir(name).join("mirror"));
-        let pause = begin.elapsed() * COUNT_SHARE;
+        let pause = COUNT.max(begin.elapsed() * COUNT_SHARE);
         let mut inner = self.inner.lock();
         if inner.ended {
             return;
@@ -217,8 +233,7 @@ impl Spaces {
         if let Some(known) = inner.of.get_mut(name) {
             known.now.mirror_bytes = bytes;
             known.counted = Some(state);
-            known.waits = None;
-            known.count_at = Some(Instant::now() + pause);
+            known.count_at = Instant::now() + pause;
         }
     }
 
@@ -227,11 +242,8 @@ impl Spaces {
         let Some(known) = inner.of.get_mut(name) else {
             return;
         };
-        let since = known
-            .samples
-            .last()
-            .map(|s| now_ms().saturating_sub(s.time_ms));
-        if since.is_some_and(|s| s < SAMPLE_MS) {
+        let last = known.samples.last();
+        if last.is_some_and(|s| now_ms().saturating_sub(s.time_ms) < SAMPLE_MS) {
             return;
         }
         known.samples.push(SpaceSample {
