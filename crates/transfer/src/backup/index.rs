@@ -476,7 +476,17 @@ impl Index {
         if old.as_deref() == Some(&blob) {
             return Ok(());
         }
+        let same_keys = old.as_deref().is_some_and(|old| {
+            self.decode(old)
+                .is_ok_and(|old| key_columns(&old) == key_columns(row))
+        });
         self.note_undo(Undo::Node(id, old.map(ByteBuf::from)))?;
+        if same_keys {
+            return self.run(
+                "UPDATE nodes SET data = ?2 WHERE id = ?1",
+                params![id.0 as i64, blob],
+            );
+        }
         self.write_node(id, &blob, row)
     }
 
@@ -690,23 +700,8 @@ impl Index {
     }
 
     fn insert_node(&self, sql: &str, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
-        let sought = if row.flags.has(NodeFlags::STAGED) {
-            Some(SOUGHT_STAGED)
-        } else if row.flags.has(NodeFlags::SUSPECT) || row.flags.has(NodeFlags::UNSETTLED) {
-            Some(SOUGHT_OWED)
-        } else {
-            None
-        };
-        self.run(
-            sql,
-            params![
-                id.0 as i64,
-                row.origin.slot,
-                row.origin.ino as i64,
-                sought,
-                blob
-            ],
-        )
+        let (slot, ino, sought) = key_columns(row);
+        self.run(sql, params![id.0 as i64, slot, ino, sought, blob])
     }
 
     fn insert_name(&self, sql: &str, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
@@ -893,8 +888,20 @@ struct UndoBatch {
     undo: Vec<Undo>,
 }
 
+/// What a row is found by: slot, inode, and what it is sought for.
+fn key_columns(row: &NodeRow) -> (u32, i64, Option<i64>) {
+    let sought = if row.flags.has(NodeFlags::STAGED) {
+        Some(SOUGHT_STAGED)
+    } else if row.flags.has(NodeFlags::SUSPECT) || row.flags.has(NodeFlags::UNSETTLED) {
+        Some(SOUGHT_OWED)
+    } else {
+        None
+    };
+    (row.origin.slot, row.origin.ino as i64, sought)
+}
+
 // What is known to be new is not put with REPLACE: for a statement that may end in the middle SQLite keeps a journal of its
-// own. With FAIL a row that is there all the same is an error, which ends the transaction.
+// own. With FAIL a row that is there all the same is an error; it ends the unit, and its transaction with it.
 const PUT_NODE: &str =
     "INSERT OR REPLACE INTO nodes(id, slot, ino, staged, data) VALUES (?1, ?2, ?3, ?4, ?5)";
 const INSERT_NODE: &str =

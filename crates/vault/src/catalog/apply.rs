@@ -464,10 +464,10 @@ impl<'a> Work<'a> {
     /// Begins a new version of a node's attributes unless this batch already has, or nothing changes.
     fn version(&mut self, node: NodeId, meta: Option<&Meta>, content: bool) -> Step {
         let id = node.0 as i64;
-        let (from, before): (i64, Vec<u8>) = self
+        let (from, changed, before): (i64, i64, Vec<u8>) = self
             .conn
-            .prepare_cached("SELECT from_seq, meta FROM attrs WHERE node=?1")?
-            .query_row([id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            .prepare_cached("SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1")?
+            .query_row([id], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
         let after = meta.map(encode_meta);
         let after = after.as_deref().unwrap_or(&before);
         if before == after && !content {
@@ -475,10 +475,8 @@ impl<'a> Work<'a> {
         }
         if from < self.seq {
             self.conn
-                .prepare_cached(
-                    "INSERT INTO attrs_old SELECT node, ?2, from_seq, content_seq, meta FROM attrs WHERE node=?1",
-                )?
-                .execute((id, self.seq))?;
+                .prepare_cached("INSERT INTO attrs_old VALUES(?1,?2,?3,?4,?5)")?
+                .execute((id, self.seq, from, changed, &before))?;
             self.versions += 1;
         }
         self.conn
