@@ -743,7 +743,7 @@ impl Apply {
     fn checkpoint(&mut self, closing: bool) -> Result<(), ApplyError> {
         self.checkpointed = Instant::now();
         let seq = self.catalog.applied().0;
-        if let Some(mirror) = &mut self.mirror
+        if let Some(mirror) = &self.mirror
             && (closing || self.catalog.mark(Mark::MirrorCheckpoint)? != seq)
         {
             mirror.sync()?;

@@ -428,4 +428,51 @@ mod tests {
         std::fs::write(&file, "nonsense").unwrap();
         assert_eq!(load(&file), []);
     }
+
+    #[test]
+    fn a_mirror_is_counted_when_its_source_is_still_and_again_only_if_it_has_written() {
+        use farwrite_core::Timestamp;
+        use farwrite_vault::SourceInfo;
+        let temp = tempfile::tempdir().unwrap();
+        let vault = Vault::init(temp.path(), true, Timestamp::default()).unwrap();
+        let name = SourceName::new("web1").unwrap();
+        let info = SourceInfo {
+            name: name.clone(),
+            fingerprint: "abc".into(),
+            created: Timestamp::default(),
+        };
+        vault.save_source(&info).unwrap();
+        let dir = vault.source_dir(&name);
+        for below in ["log", "mirror"] {
+            std::fs::create_dir(dir.join(below)).unwrap();
+        }
+        let write = |file: &str, bytes: usize| {
+            std::fs::write(dir.join(file), vec![1; bytes]).unwrap();
+        };
+        let spaces = Spaces {
+            vault,
+            inner: Mutex::default(),
+            news: Condvar::new(),
+        };
+        let counted = || spaces.of(&name).0.mirror_bytes;
+        write("mirror/a", 8192);
+        for i in 1..4 {
+            // It is being written: nothing is counted.
+            write("log/1.seg", i * 10_000);
+            assert_eq!(spaces.round(), FIRST_COUNT);
+            assert_eq!(counted(), None);
+        }
+        assert_eq!(spaces.round(), ROUND);
+        assert!(counted().is_some_and(|b| b >= 8192));
+        // Later: a mirror of which nothing was told is not looked at, and one whose source has written is.
+        let first = counted();
+        let due = || spaces.inner.lock().of.get_mut(&name).unwrap().count_at = Instant::now();
+        write("mirror/b", 1 << 20);
+        due();
+        spaces.round();
+        assert_eq!(counted(), first);
+        write("log/1.seg", 100_000);
+        assert_eq!(spaces.round(), ROUND);
+        assert!(counted().is_some_and(|b| b >= 1 << 20));
+    }
 }

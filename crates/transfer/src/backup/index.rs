@@ -930,6 +930,7 @@ COMMIT;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use farwrite_core::{Meta, Origin};
 
     #[test]
     fn a_name_is_added_once() {
@@ -947,5 +948,46 @@ mod tests {
             index.put_name(parent, &name, NodeId(7)).unwrap(),
             Some(NodeId(6))
         );
+    }
+
+    #[test]
+    fn a_row_is_found_by_what_it_says_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::open(&dir.path().join("index"), 1 << 20).unwrap();
+        index.begin().unwrap();
+        let id = index.new_node();
+        let row = |ino, flags| NodeRow {
+            meta: Meta {
+                mode: 0o644,
+                ..Meta::plain_dir()
+            },
+            origin: Origin {
+                slot: 3,
+                ino,
+                ..Origin::default()
+            },
+            flags,
+            sum: [0; 16],
+        };
+        let none = NodeFlags::default();
+        let owed = none.with(NodeFlags::SUSPECT, true);
+        let known = |index: &Index, ino| {
+            let found = index.by_ino(3, ino).unwrap();
+            let sought = index.owed().unwrap().len();
+            (found.len(), found.first().map(|f| f.1.meta.mode), sought)
+        };
+        index.add_node(id, &row(7, none)).unwrap();
+        assert!(index.add_node(id, &row(8, none)).is_err());
+        assert_eq!(known(&index, 7), (1, Some(0o644), 0));
+        // The same keys, other attributes.
+        let mut other = row(7, none);
+        other.meta.mode = 0o600;
+        index.put_node(id, &other).unwrap();
+        assert_eq!(known(&index, 7), (1, Some(0o600), 0));
+        index.put_node(id, &row(7, owed)).unwrap();
+        assert_eq!(known(&index, 7), (1, Some(0o644), 1));
+        index.put_node(id, &row(9, none)).unwrap();
+        assert_eq!(known(&index, 7), (0, None, 0));
+        assert_eq!(known(&index, 9), (1, Some(0o644), 0));
     }
 }

@@ -17,7 +17,7 @@ const EVENTS: usize = 4096;
 
 /// Filesystems that this kernel alone changes (statfs(2)): ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, tmpfs, overlayfs. Of others,
 /// such as NFS, another machine may write a request, and inotify tells nothing.
-const LOCAL: [rustix::fs::FsWord; 8] = [
+const LOCAL: [u32; 8] = [
     0xef53,
     0x5846_5342,
     0x9123_683e,
@@ -50,7 +50,7 @@ impl Watched {
     pub(super) fn begin(source_dir: &Path, shared: &Arc<Shared>) -> Option<Watched> {
         rustix::fs::statfs(source_dir)
             .ok()
-            .filter(|s| LOCAL.contains(&s.f_type))?;
+            .filter(|s| LOCAL.contains(&(s.f_type as u32)))?;
         let hub = HUB.get_or_init(Hub::start).as_ref()?;
         let mut watched = hub.watched.lock();
         let flags = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
