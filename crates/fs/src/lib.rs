@@ -10,6 +10,7 @@ mod attrs;
 mod cache;
 mod data;
 mod dir;
+mod direct;
 mod stat;
 mod xattr;
 
@@ -19,6 +20,10 @@ pub use data::{
     Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole, read_start,
 };
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
+pub use direct::{
+    DIRECT_LEAST_BYTES, DirectFile, Scratch, is_cached, open_direct, overwrites_in_place,
+    read_direct,
+};
 pub use stat::Stat;
 pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};
 

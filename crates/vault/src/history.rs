@@ -41,8 +41,8 @@ enum Found {
     Blocks(Vec<Located>),
 }
 
-/// A block's number, and where in the log it is, if there is such a block.
-type Located = (u64, Option<Place>);
+/// A block's number, and where in the log it is and its raw size, if there is such a block.
+type Located = (u64, Option<(Place, u32)>);
 
 /// The list of kept moments as it was read, and what its two files were then.
 type Known = ([Option<(u64, i64, i64, u64)>; 2], Kept);
@@ -78,28 +78,32 @@ impl History {
         match found {
             Ok(Found::Answer(answer)) => answer,
             // Without the lock: several questions at once keep several processors, and the disk, busy.
-            Ok(Found::Blocks(places)) => Response::Blocks(self.blocks(places)),
+            Ok(Found::Blocks(places)) => Response::Blocks(self.blocks(&places)),
             Err(e) => Response::Error(format!("catalog: {e}")),
         }
     }
 
     /// As many of the blocks as an answer may hold, from the first on.
-    fn blocks(&self, places: Vec<Located>) -> Vec<BlockBytes> {
+    fn blocks(&self, places: &[Located]) -> Vec<BlockBytes> {
         // Files of its own for each answer: by how a file is read the system knows what to read ahead.
         let mut files = SegmentFiles::new(&self.dir.join("log"));
         let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
-        for (block, place) in places {
+        for (i, (block, place)) in places.iter().enumerate() {
             let record = match place {
                 None => Err(format!(
                     "there is no block {block} (any more: it may have been pruned)"
                 )),
-                Some(place) => files.read_whole(place).map_err(|e| e.to_string()),
+                Some((place, _)) => {
+                    files.expect(places[i..].iter().map_while(|(_, place)| *place));
+                    files.read_whole(*place).map_err(|e| e.to_string())
+                }
             };
             let size = record.as_ref().map_or(64, |r| r.len());
             if !out.is_empty() && bytes + size > limits::HISTORY_BLOCK_BYTES {
                 break;
             }
             bytes += size;
+            let block = *block;
             out.push(BlockBytes { block, record });
         }
         out
@@ -161,7 +165,7 @@ impl Inner {
                 Response::Extents { extents, more }
             }
             Request::Blocks(ids) => {
-                let place = |id: &u64| Ok((*id, view(applied).block(*id)?.map(|(p, _)| p)));
+                let place = |id: &u64| Ok((*id, view(applied).block(*id)?));
                 let ids = ids.iter().take(limits::HISTORY_PAGE);
                 return ids.map(place).collect::<Result<_>>().map(Found::Blocks);
             }

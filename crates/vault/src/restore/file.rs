@@ -1,13 +1,13 @@
 //! Restores what is not a directory: first under a name of its own, then renamed into place. An interrupted restore
 //! leaves at most a `.farwrite-restore-` file for each thread that writes.
 
-use super::write::{Part, Piece, Whole};
+use super::write::{PART_BYTES, Part, Piece, Whole};
 use super::{Done, Here, RestoreError, Run};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::history::{BlockExtent, Entry};
 use farwrite_core::{BytePath, Extent, Kind, Meta, Name, limits};
-use farwrite_fs::{Dir, OpenMode, Skipped};
+use farwrite_fs::{Dir, DirectFile, OpenMode, Scratch, Skipped};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -150,10 +150,13 @@ impl Run<'_> {
     fn content(&mut self, file: &Arc<File>, entry: &Entry) -> Result<(u64, u64), Stop> {
         let (tell, told) = crossbeam_channel::unbounded();
         let mut target = Target {
-            file: file.clone(),
+            file: Arc::new(DirectFile::new(file.clone())),
             size: entry.meta.size,
             end: 0,
             bytes: 0,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            begin: 0,
             settled: 0,
             tell,
             told,
@@ -175,6 +178,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.part(&mut target)?;
         // An error is told once: whoever hears of it must not keep it to himself.
         drop(target.tell);
         target.told.iter().collect::<io::Result<()>>()?;
@@ -187,25 +191,43 @@ impl Run<'_> {
                 continue;
             };
             let len = bytes.len() as u64;
-            let part = Part {
-                file: target.file.clone(),
-                piece: (offset, bytes),
-                tell: target.tell.clone(),
-            };
-            match &self.writers {
-                Some(w) => match w.parts.send(part) {
-                    Ok(()) => {}
-                    Err(nobody) => nobody.into_inner().write()?,
-                },
-                None => part.write()?,
+            if offset != target.end || target.waiting_bytes >= PART_BYTES {
+                self.part(target)?;
             }
-            target.told.try_iter().collect::<io::Result<()>>()?;
-            target.end = target.end.max(offset + len);
+            if target.waiting.is_empty() {
+                target.begin = offset;
+            }
+            target.waiting.push(bytes);
+            target.waiting_bytes += len;
+            target.end = offset + len;
             target.bytes += len;
-            self.settle(target, offset + len);
             self.went(offset + len);
         }
         Ok(())
+    }
+
+    /// Has what waits written.
+    fn part(&self, target: &mut Target) -> io::Result<()> {
+        let pieces = std::mem::take(&mut target.waiting);
+        target.waiting_bytes = 0;
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let part = Part {
+            file: target.file.clone(),
+            offset: target.begin,
+            pieces,
+            tell: target.tell.clone(),
+        };
+        match &self.writers {
+            Some(w) => match w.parts.send(part) {
+                Ok(()) => {}
+                Err(nobody) => nobody.into_inner().write(&mut Scratch::default())?,
+            },
+            None => part.write(&mut Scratch::default())?,
+        }
+        self.settle(target);
+        target.told.try_iter().collect()
     }
 
     /// What an extent says is in a file of this size.
@@ -223,27 +245,33 @@ impl Run<'_> {
         }
     }
 
-    /// What was handed out up to `end` may go to the disk.
-    fn settle(&mut self, target: &mut Target, end: u64) {
-        let len = end.saturating_sub(target.settled);
+    /// What was handed out may go to the disk.
+    fn settle(&self, target: &mut Target) {
+        let len = target.end.saturating_sub(target.settled);
         if let Some(settler) = &self.settler
+            && !target.file.is_direct()
             && len >= SETTLE_BYTES
         {
             let part = Extent::new(target.settled, len);
             // If nobody is there, the system does it in its own time.
-            let _ = settler.send((target.file.clone(), part, target.tell.clone()));
-            target.settled = end;
+            let file = target.file.file().clone();
+            let _ = settler.send((file, part, target.tell.clone()));
+            target.settled = target.end;
         }
     }
 }
 
 /// A large file that is being written.
 struct Target {
-    file: Arc<File>,
+    file: Arc<DirectFile>,
     size: u64,
     /// Behind the last byte.
     end: u64,
     bytes: u64,
+    /// What is to be written together, up to the end, and where that begins.
+    waiting: Vec<Bytes>,
+    waiting_bytes: u64,
+    begin: u64,
     /// Up to here it goes to the disk already.
     settled: u64,
     /// Where others say how their part of it went.

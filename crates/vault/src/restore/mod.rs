@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
-use write::{Writers, Written, write_parts, writers};
+use write::{PART_WRITERS, Writers, Written, write_parts, writers};
 
 /// Asks the history, from several threads at once; an error ends the restore.
 pub type Ask<'a> =
@@ -157,7 +157,11 @@ impl Restore<'_> {
                     settle_for_others(&settles);
                 });
                 let (ends, work, parts) = Writers::new();
-                help(scope, "restore-part", move || write_parts(&parts));
+                for _ in 0..PART_WRITERS {
+                    let parts = parts.clone();
+                    help(scope, "restore-part", move || write_parts(&parts));
+                }
+                drop(parts);
                 for _ in 0..writers() {
                     let work = work.clone();
                     help(scope, "restore-write", move || work.run());

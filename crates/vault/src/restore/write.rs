@@ -1,13 +1,12 @@
 //! Threads that write, while the one that goes through the history fetches what comes next. A small file is a job as a whole for
-//! one of several, a large one many jobs for a thread of its own: a file is locked while it is written to, so two would only
+//! one of several, a large one many jobs for two threads of its own: a file is locked while it is written to, so more would only
 //! wait for each other.
 
 use super::file::{make_file, put_in_place};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{BytePath, Meta, Name};
-use farwrite_fs::{Dir, Skipped};
-use std::fs::File;
+use farwrite_fs::{Dir, DirectFile, Scratch, Skipped};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -15,7 +14,11 @@ use std::sync::Arc;
 /// Small files that wait at most; each holds on to one or two blocks.
 const WAITING: usize = 32;
 /// Parts of a large file that wait at most.
-const PARTS_WAITING: usize = 16;
+const PARTS_WAITING: usize = 2;
+/// Bytes of a part, unless there are no more: enough to keep a disk busy.
+pub(super) const PART_BYTES: u64 = 8 << 20;
+/// Threads for parts: while one waits for the disk, the next gets ready.
+pub(super) const PART_WRITERS: usize = 2;
 /// Threads for small files at most.
 const WRITERS: usize = 4;
 
@@ -27,10 +30,11 @@ pub(super) fn writers() -> usize {
 /// Bytes and where they go in a file.
 pub(super) type Piece = (u64, Bytes);
 
-/// A part of a large file, and where to say how it went.
+/// A part of a large file, and where to say how it went: pieces that follow each other.
 pub(super) struct Part {
-    pub(super) file: Arc<File>,
-    pub(super) piece: Piece,
+    pub(super) file: Arc<DirectFile>,
+    pub(super) offset: u64,
+    pub(super) pieces: Vec<Bytes>,
     pub(super) tell: Sender<io::Result<()>>,
 }
 
@@ -100,16 +104,16 @@ impl Work {
 
 /// Writes parts until there is no more to come.
 pub(super) fn write_parts(parts: &Receiver<Part>) {
+    let mut scratch = Scratch::default();
     for part in parts {
         // Who wanted to know may have given the file up.
-        let _ = part.tell.send(part.write());
+        let _ = part.tell.send(part.write(&mut scratch));
     }
 }
 
 impl Part {
-    pub(super) fn write(&self) -> io::Result<()> {
-        let (offset, bytes) = &self.piece;
-        self.file.write_all_at(bytes, *offset)
+    pub(super) fn write(&self, scratch: &mut Scratch) -> io::Result<()> {
+        self.file.write_all_at(&self.pieces, self.offset, scratch)
     }
 }
 

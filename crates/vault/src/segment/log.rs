@@ -25,8 +25,6 @@ const ALIGN: u64 = 4096;
 const RESERVE_LEAST_BYTES: u64 = 128 << 10;
 /// With less free space than this there is no reserve.
 const RESERVE_FREE_BYTES: u64 = 256 << 20;
-/// Filesystems that overwrite in place, by their magic numbers (statfs(2)): ext2 to ext4, and XFS.
-const IN_PLACE: [rustix::fs::FsWord; 2] = [0xef53, 0x5846_5342];
 
 /// The writer of one source's log. There must be only one: the caller holds the source's lock.
 pub struct LogWriter {
@@ -94,7 +92,7 @@ impl LogWriter {
             durable: recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq),
             durable_end: end.offset,
             reserved: 0,
-            in_place: rustix::fs::statfs(dir).is_ok_and(|s| IN_PLACE.contains(&s.f_type)),
+            in_place: File::open(dir).is_ok_and(farwrite_fs::overwrites_in_place),
             last: recovered.last.clone(),
             open: None,
             poisoned: None,

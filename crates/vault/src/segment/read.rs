@@ -16,10 +16,39 @@ const OPEN_SEGMENTS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 /// Bytes of decoded blocks kept: small files that came together are in the same block, and are asked for one after another.
 const CACHE_BYTES: usize = 8 << 20;
 
+/// Records that follow each other are read together up to this.
+const RUN_BYTES: u64 = 8 << 20;
+/// Between two blocks there may be a filler, so that content begins at a page.
+const FILLER_BYTES: u64 = 2 * 4096;
+
 /// Reads records out of the segments of one directory.
 pub struct SegmentFiles {
     dir: PathBuf,
     open: LruCache<u64, File>,
+    run: Option<Run>,
+}
+
+/// Records that follow each other.
+struct Run {
+    first: Place,
+    /// Behind the last.
+    end: u64,
+    /// All of them; nothing if they are to be read one by one.
+    bytes: Bytes,
+}
+
+impl Run {
+    fn contains(&self, place: Place) -> bool {
+        place.segment == self.first.segment && (self.first.offset..self.end).contains(&place.offset)
+    }
+
+    /// What it has read from a place on.
+    fn from(&self, place: Place) -> Option<Bytes> {
+        let skip = place.offset.checked_sub(self.first.offset)?;
+        let skip = usize::try_from(skip).ok().filter(|s| *s < self.bytes.len());
+        skip.filter(|_| self.contains(place))
+            .map(|skip| self.bytes.slice(skip..))
+    }
 }
 
 impl SegmentFiles {
@@ -28,7 +57,50 @@ impl SegmentFiles {
         SegmentFiles {
             dir: dir.to_owned(),
             open: LruCache::new(OPEN_SEGMENTS),
+            run: None,
         }
+    }
+
+    /// These blocks (their places, and their raw sizes) will be read next, in this order. Those at the front that follow each other in
+    /// the log, and are not in the kernel's cache, are read in one go and past it: who restores reads much, and each block once.
+    pub fn expect(&mut self, blocks: impl Iterator<Item = (Place, u32)>) {
+        let mut blocks = blocks.peekable();
+        let known = |run: &Run| blocks.peek().is_some_and(|(place, _)| run.contains(*place));
+        if self.run.as_ref().is_some_and(known) {
+            return;
+        }
+        self.run = run_of(blocks).map(|(first, end)| Run {
+            first,
+            end,
+            // Whatever is wrong here shows when the block itself is read.
+            bytes: self.read_run(first, end).unwrap_or_else(|e| {
+                tracing::debug!("segment {}: {e}", first.segment);
+                Bytes::new()
+            }),
+        });
+    }
+
+    fn read_run(&mut self, first: Place, end: u64) -> std::io::Result<Bytes> {
+        let path = segment_path(&self.dir, first.segment);
+        let file = self.file(first.segment)?;
+        let direct = end - first.offset >= farwrite_fs::DIRECT_LEAST_BYTES as u64
+            && farwrite_fs::overwrites_in_place(file)
+            && !farwrite_fs::is_cached(file, first.offset);
+        match direct {
+            true => {
+                let file = farwrite_fs::open_direct(&path)?;
+                farwrite_fs::read_direct(&file, first.offset..end)
+            }
+            false => Ok(Bytes::new()),
+        }
+    }
+
+    fn file(&mut self, segment: u64) -> std::io::Result<&File> {
+        if !self.open.contains(&segment) {
+            let file = File::open(segment_path(&self.dir, segment))?;
+            self.open.put(segment, file);
+        }
+        Ok(self.open.get(&segment).expect("opened above"))
     }
 
     /// The block record at a place, checked. Damage is [`LogError::Damaged`], what retention has freed [`LogError::Pruned`].
@@ -55,23 +127,26 @@ impl SegmentFiles {
     /// Header and the whole record, of the size that the header says.
     fn read(&mut self, place: Place) -> Result<(RecordHeader, Bytes), LogError> {
         let path = segment_path(&self.dir, place.segment);
-        let damaged = |what, header| damaged(place, what, header);
         let fail = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => damaged("the record is cut off".into(), None),
-            std::io::ErrorKind::NotFound => damaged("the segment is missing".into(), None),
+            std::io::ErrorKind::UnexpectedEof => {
+                damaged(place, "the record is cut off".into(), None)
+            }
+            std::io::ErrorKind::NotFound => damaged(place, "the segment is missing".into(), None),
             _ => LogError::io("read", &path, e),
         };
-        if !self.open.contains(&place.segment) {
-            self.open
-                .put(place.segment, File::open(&path).map_err(fail)?);
+        if let Some(held) = self.run.as_ref().and_then(|run| run.from(place))
+            && let Some(head) = held.first_chunk::<HEADER_BYTES>()
+        {
+            let header = block_header(place, head)?;
+            let total = header.total_bytes() as usize;
+            if held.len() >= total {
+                return Ok((header, held.slice(..total)));
+            }
         }
-        let file = self.open.get(&place.segment).expect("opened above");
+        let file = self.file(place.segment).map_err(fail)?;
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, place.offset).map_err(fail)?;
-        let header = RecordHeader::decode(&head).map_err(|e| damaged(e.to_string(), None))?;
-        if header.kind != RecordKind::Block {
-            return Err(damaged("not a content block".into(), Some(header)));
-        }
+        let header = block_header(place, &head)?;
         let total = header.total_bytes() as usize;
         let mut whole = Vec::with_capacity(total);
         whole.extend_from_slice(&head);
@@ -100,6 +175,34 @@ impl SegmentFiles {
                 Err(list) => list,
             }
         })
+    }
+}
+
+/// Where the first run of blocks that follow each other begins, and behind what it ends at the latest: a block's record is no longer
+/// than its raw bytes.
+fn run_of(mut blocks: impl Iterator<Item = (Place, u32)>) -> Option<(Place, u64)> {
+    let longest = |place: Place, raw: u32| {
+        place.offset + HEADER_BYTES as u64 + u64::from(raw).next_multiple_of(8)
+    };
+    let (first, raw) = blocks.next()?;
+    let mut end = longest(first, raw);
+    let mut last = first;
+    for (place, raw) in blocks {
+        let follows = place.segment == first.segment
+            && (last.offset..=end + FILLER_BYTES).contains(&place.offset);
+        if !follows || longest(place, raw) - first.offset > RUN_BYTES {
+            break;
+        }
+        (last, end) = (place, longest(place, raw));
+    }
+    Some((first, end))
+}
+
+fn block_header(place: Place, head: &[u8; HEADER_BYTES]) -> Result<RecordHeader, LogError> {
+    let header = RecordHeader::decode(head).map_err(|e| damaged(place, e.to_string(), None))?;
+    match header.kind {
+        RecordKind::Block => Ok(header),
+        _ => Err(damaged(place, "not a content block".into(), Some(header))),
     }
 }
 

@@ -242,6 +242,91 @@ fn what_is_known_of_a_log_is_not_read_again() {
     );
 }
 
+/// Content that compresses, and content that does not, in blocks of many sizes.
+fn mixed_blocks(log: &mut LogWriter) -> Vec<Vec<u8>> {
+    let (mut maker, mut rng) = (Maker::new(), Rng(5));
+    let mut bodies = Vec::new();
+    for batch in 0..6 {
+        let bodies_now: Vec<Vec<u8>> = (0..12)
+            .map(|i| match i % 4 {
+                0 => rng.bytes(1 << 20),
+                1 => vec![i as u8; 700_000],
+                2 => rng.bytes(40 + i),
+                _ => rng.bytes(90_000 + batch),
+            })
+            .collect();
+        maker
+            .batch(&[], &bodies_now)
+            .iter()
+            .for_each(|r| append(log, r));
+        bodies.extend(bodies_now);
+    }
+    log.sync().unwrap();
+    bodies
+}
+
+#[test]
+fn blocks_read_together_are_those_read_one_by_one() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (mut log, _) = open(dir.path(), 0, 16 << 20);
+    let bodies = mixed_blocks(&mut log);
+    let blocks: Vec<(Place, u32)> = read_all(dir.path(), log.committed_end())
+        .iter()
+        .flat_map(|b| &b.blocks)
+        .map(|b| (b.place, b.header.unwrap().raw))
+        .collect();
+    assert_eq!(blocks.len(), bodies.len());
+    let segments = list_segments(dir.path()).unwrap();
+    assert!(segments.len() > 1);
+    let files: Vec<std::fs::File> = segments
+        .iter()
+        .map(|s| std::fs::File::open(segment_path(dir.path(), *s)).unwrap())
+        .collect();
+    let forget = || {
+        for file in &files {
+            file.sync_all().unwrap();
+            farwrite_fs::forget_cached(file, 0, u64::MAX);
+        }
+    };
+    let content = |record: bytes::Bytes| {
+        let record = Record::from_bytes(&record).unwrap().unwrap();
+        record.decode().unwrap().to_vec()
+    };
+    // All in order; every third; backwards; with sizes that are wrong; and with places where nothing is.
+    let rest = |i: usize| blocks[i..].iter().copied();
+    for way in 0..5 {
+        forget();
+        let mut read = SegmentFiles::new(dir.path());
+        for i in 0..blocks.len() {
+            let i = if way == 2 { blocks.len() - 1 - i } else { i };
+            match way {
+                1 => read.expect(rest(i).step_by(3)),
+                3 => read.expect(rest(i).map(|(place, _)| (place, 1 << 18))),
+                4 => {
+                    let far = Place {
+                        segment: blocks[i].0.segment,
+                        offset: 1 << 40,
+                    };
+                    read.expect([(far, 1 << 20)].into_iter());
+                }
+                _ => read.expect(rest(i)),
+            }
+            let got = content(read.read_whole(blocks[i].0).unwrap());
+            assert!(got == bodies[i], "way {way}, block {i}");
+        }
+    }
+    // In order, what is read goes past the cache.
+    forget();
+    if farwrite_fs::overwrites_in_place(&files[0]) {
+        let mut read = SegmentFiles::new(dir.path());
+        read.expect(rest(0));
+        read.read_whole(blocks[0].0).unwrap();
+        let middle = blocks[0].0.offset + (1 << 19);
+        assert!(!farwrite_fs::is_cached(&files[0], middle));
+        assert!(!farwrite_fs::is_cached(&files[0], middle + (4 << 20)));
+    }
+}
+
 #[test]
 fn a_reserve_is_filled_given_back_and_never_part_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
