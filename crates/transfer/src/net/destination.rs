@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Answers the questions of one history session, one at a time.
-pub type HistoryAnswers = Box<dyn FnMut(&Request) -> Response + Send>;
+/// Answers the questions of one history session, several at a time.
+pub type HistoryAnswers = Box<dyn Fn(&Request) -> Response + Send + Sync>;
 
 /// A vault as its server sees it.
 pub trait Destination: Send + Sync {

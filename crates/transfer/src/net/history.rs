@@ -2,9 +2,9 @@
 //!
 //! Does not reconnect: what is half read is better started anew by the caller, who knows what it was for.
 
+use super::STALLED_AFTER;
 use super::dialer::{Dialed, Dialer};
 use super::outgoing::Outgoing;
-use super::{READ_BYTES, STALLED_AFTER};
 use crate::answer::{self, Came};
 use crate::message::{
     Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, RESPONSE_BYTES, RESPONSE_PART_BYTES,
@@ -220,7 +220,6 @@ impl Task<'_> {
     async fn drive(&mut self, stream: super::BoxStream, software: String) -> HistoryError {
         let start = Instant::now();
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut input = BytesMut::with_capacity(READ_BYTES);
         let mut out = Outgoing::new(Duration::ZERO);
         let (mut heard, mut pinged) = (Duration::ZERO, Duration::ZERO);
         push(&mut out.bytes, &hello(software, Purpose::History));
@@ -257,12 +256,10 @@ impl Task<'_> {
                 wake = wake.min(pinged + PING_EVERY);
             }
             tokio::select! {
-                read = reader.read_buf(&mut input) => match read {
+                read = reader.read_buf(self.framer.space()) => match read {
                     Ok(0) => return lost("the vault closed the connection"),
                     Ok(_) => {
                         heard = start.elapsed();
-                        self.framer.push(&input);
-                        input.clear();
                         if let Err(e) = self.records() {
                             return e;
                         }

@@ -350,7 +350,6 @@ where
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut session = VaultSession::new(Duration::ZERO);
     let mut out = Outgoing::new(Duration::ZERO);
-    let mut input = BytesMut::with_capacity(READ_BYTES);
     let mut attached = Attached::default();
     let mut opening: Option<Opening> = None;
     let mut job: Option<Job> = None;
@@ -378,7 +377,9 @@ where
         } else if !session.is_new() {
             handshake = None;
         }
-        session.poll_output(now, &mut out.bytes);
+        let mut output = BytesMut::new();
+        session.poll_output(now, &mut output);
+        out.push(output);
         if !out.is_busy() {
             out.moved(now);
         } else if now >= out.last_moved() + STALLED_AFTER {
@@ -409,12 +410,11 @@ where
         let jobs = attached.jobs.clone();
 
         tokio::select! {
-            read = reader.read_buf(&mut input), if listening && live => match read {
+            read = reader.read_buf(session.space()), if listening && live => match read {
                 Ok(0) => session.lost(SessionEnd::Lost("closed by the source".into())),
-                Ok(_) => {
-                    session.received(start.elapsed(), &input);
-                    unshared += input.len();
-                    input.clear();
+                Ok(n) => {
+                    session.arrived(start.elapsed());
+                    unshared += n;
                 }
                 Err(e) => session.lost(SessionEnd::Lost(e.to_string())),
             },
@@ -438,7 +438,7 @@ where
                 }
             }
             report = async { attached.reports.as_mut().expect("guarded").recv().await },
-                if attached.reports.is_some() && live && out.bytes.len() < OUTPUT_BYTES =>
+                if attached.reports.is_some() && live && out.len() < OUTPUT_BYTES =>
             {
                 match report {
                     Some(report) => take_report(&mut session, report),
@@ -471,7 +471,7 @@ where
     attached.jobs = None;
     attached.reports = None;
     if told {
-        linger(&mut reader, &mut writer, &mut input).await;
+        linger(&mut reader, &mut writer).await;
     }
     drop((reader, writer));
     if let Some(done) = attached.done {
@@ -537,16 +537,17 @@ fn take_events(session: &mut VaultSession, events: SinkEvents) {
 
 /// Closes the sending side and reads on for a while: closing with unread input would make the kernel reset the
 /// connection, and the last message could be lost with it.
-async fn linger<R, W>(reader: &mut R, writer: &mut W, scratch: &mut BytesMut)
+async fn linger<R, W>(reader: &mut R, writer: &mut W)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let drain = async {
         writer.shutdown().await?;
+        let mut scratch = BytesMut::with_capacity(READ_BYTES);
         loop {
             scratch.clear();
-            if reader.read_buf(scratch).await? == 0 {
+            if reader.read_buf(&mut scratch).await? == 0 {
                 return Ok::<(), io::Error>(());
             }
         }

@@ -1,4 +1,5 @@
-//! The plain thread behind a vault connection: everything that blocks happens here, one job after the other.
+//! The plain threads behind a vault connection: everything that blocks happens here. What is written is one job after the other;
+//! questions are answered several at a time.
 //!
 //! Both channels are bounded: a slow log fills the jobs, which stops the reading from the socket; a slow socket fills
 //! the reports, which stops a replay. Never touches the socket.
@@ -8,6 +9,7 @@ use crate::answer::{Piece, response_pieces};
 use crate::message::Behind;
 use farwrite_core::history::Request;
 use farwrite_core::{BatchSeq, Record};
+use parking_lot::Mutex;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Jobs that may wait; each at most one record.
 const JOBS: usize = 16;
+/// Questions of one session that are answered at the same time: while one answer is sent, others are read from the disk.
+const ANSWERERS: usize = 3;
 /// Reports that may wait; each at most one record.
 const REPORTS: usize = 8;
 
@@ -73,29 +77,52 @@ impl Worker {
         })
     }
 
-    /// A thread that answers questions of a session of protocol `version`.
+    /// Threads that answer questions of a session of protocol `version`.
     pub(super) fn history<H: Any + Send>(
-        mut answers: HistoryAnswers,
+        answers: HistoryAnswers,
         version: u16,
         hold: H,
     ) -> std::io::Result<Worker> {
         spawn("farwrite-history", move |jobs, reports| {
-            'jobs: while let Some(job) = jobs.blocking_recv() {
-                let Job::Ask { id, request } = job else {
-                    continue;
-                };
-                let pieces = response_pieces(id, answers(&request), version);
-                let count = pieces.len();
-                for (i, piece) in pieces.into_iter().enumerate() {
-                    let last = i + 1 == count;
-                    let report = Report::Answer { id, piece, last };
-                    if reports.blocking_send(report).is_err() {
-                        break 'jobs;
+            let (jobs, sending) = (Mutex::new(jobs), Mutex::new(()));
+            let answer = || answer(&jobs, &answers, version, &sending, reports);
+            std::thread::scope(|scope| {
+                for _ in 1..ANSWERERS {
+                    let thread = std::thread::Builder::new().name("farwrite-history".into());
+                    if let Err(e) = thread.spawn_scoped(scope, answer) {
+                        tracing::debug!("one thread less for a history session: {e}");
                     }
                 }
-            }
+                answer();
+            });
             drop(hold);
         })
+    }
+}
+
+/// Answers questions as they come, and sends each answer in one go: it is in several pieces.
+fn answer(
+    jobs: &Mutex<&mut mpsc::Receiver<Job>>,
+    answers: &HistoryAnswers,
+    version: u16,
+    sending: &Mutex<()>,
+    reports: &mpsc::Sender<Report>,
+) {
+    let next = || jobs.lock().blocking_recv();
+    while let Some(job) = next() {
+        let Job::Ask { id, request } = job else {
+            continue;
+        };
+        let pieces = response_pieces(id, answers(&request), version);
+        let count = pieces.len();
+        let _whole = sending.lock();
+        for (i, piece) in pieces.into_iter().enumerate() {
+            let last = i + 1 == count;
+            let report = Report::Answer { id, piece, last };
+            if reports.blocking_send(report).is_err() {
+                return;
+            }
+        }
     }
 }
 

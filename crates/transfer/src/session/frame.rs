@@ -10,10 +10,23 @@ pub struct Framer {
     bytes: BytesMut,
 }
 
+/// Room that there is for received bytes, at the least.
+const ROOM_LEAST: usize = 16 << 10;
+/// Room that is made if there is not, and behind a record that is awaited.
+const ROOM: usize = 128 << 10;
+
 impl Framer {
     /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Where received bytes may be appended, without a copy: there is room for all of a record that has begun to come.
+    pub fn space(&mut self) -> &mut BytesMut {
+        if self.bytes.capacity() - self.bytes.len() < ROOM_LEAST {
+            self.bytes.reserve(ROOM);
+        }
+        &mut self.bytes
     }
 
     /// The next whole record; `None` if more bytes are needed. A header that announces a payload over `max_payload`
@@ -41,7 +54,11 @@ impl Framer {
                 return Err(BadRecord::TooLarge(u64::from(largest)));
             }
             let total = header.total_bytes() as usize;
-            self.bytes.reserve(total.saturating_sub(self.bytes.len()));
+            let missing = total.saturating_sub(self.bytes.len());
+            if self.bytes.capacity() - self.bytes.len() < missing {
+                // What follows it is likely to come with it.
+                self.bytes.reserve(missing + ROOM);
+            }
         }
         Ok(())
     }

@@ -151,13 +151,20 @@ impl VaultSession {
         }
     }
 
-    /// Bytes came in. Take all actions before giving it more: they are bounded by the bytes given.
+    /// Bytes came in: [`VaultSession::space`] and [`VaultSession::arrived`] at once.
     pub fn received(&mut self, now: Duration, bytes: &[u8]) {
+        self.space().extend_from_slice(bytes);
+        self.arrived(now);
+    }
+
+    /// Where bytes that come in may be appended.
+    pub fn space(&mut self) -> &mut BytesMut {
+        self.framer.space()
+    }
+
+    /// Bytes were appended to [`VaultSession::space`]. Take all actions before appending more: they are bounded by those bytes.
+    pub fn arrived(&mut self, now: Duration) {
         self.heard = now;
-        if self.ended().is_some() {
-            return;
-        }
-        self.framer.push(bytes);
         while self.ended().is_none() {
             let bound = match self.state {
                 State::New | State::Opening { .. } => HELLO_BYTES,
