@@ -106,15 +106,15 @@ pub struct DirectFile {
 }
 
 impl DirectFile {
-    /// Of a file that is open for writing.
-    pub fn new(file: Arc<File>) -> Self {
+    /// Of a file that is open for writing. Without `direct` all goes through the cache.
+    pub fn new(file: Arc<File>, direct: bool) -> Self {
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
         let anew = || {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             rustix::fs::open(path, flags, Mode::empty()).ok()
         };
         DirectFile {
-            direct: overwrites_in_place(&*file).then(anew).flatten(),
+            direct: (direct && overwrites_in_place(&*file)).then(anew).flatten(),
             file,
             refused: AtomicBool::new(false),
         }

@@ -45,7 +45,7 @@ fn piece(bytes: &[u8], aligned: bool) -> Bytes {
 fn writes_as_always(dir: &Path) -> (Arc<File>, bool) {
     let mut rng = Rng(1);
     let file = create(&dir.join("written"));
-    let direct = DirectFile::new(file.clone());
+    let direct = DirectFile::new(file.clone(), true);
     let able = direct.is_direct();
     assert_eq!(able, overwrites_in_place(&*file));
     let mut scratch = Scratch::default();
@@ -96,7 +96,7 @@ fn little_of_what_is_written_or_read_past_the_cache_is_in_it() {
     let t = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = t.path().join("file");
     let file = create(&path);
-    let direct = DirectFile::new(file.clone());
+    let direct = DirectFile::new(file.clone(), true);
     if !direct.is_direct() {
         eprintln!("this filesystem leaves it to the cache");
         return;

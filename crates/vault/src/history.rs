@@ -41,8 +41,8 @@ enum Found {
     Blocks(Vec<Located>),
 }
 
-/// A block's number, and where in the log it is and its raw size, if there is such a block.
-type Located = (u64, Option<(Place, u32)>);
+/// A block's number, and where in the log its record is and how long, if there is such a block.
+type Located = (u64, Option<(Place, u64)>);
 
 /// The list of kept moments as it was read, and what its two files were then.
 type Known = ([Option<(u64, i64, i64, u64)>; 2], Kept);
@@ -89,12 +89,25 @@ impl History {
         let mut files = SegmentFiles::new(&self.dir.join("log"));
         let (mut out, mut bytes): (Vec<BlockBytes>, usize) = (Vec::new(), 0);
         for (i, (block, place)) in places.iter().enumerate() {
+            let room = limits::HISTORY_BLOCK_BYTES.saturating_sub(bytes) as u64;
+            if !out.is_empty() && place.is_some_and(|(_, len)| len > room) {
+                break;
+            }
             let record = match place {
                 None => Err(format!(
                     "there is no block {block} (any more: it may have been pruned)"
                 )),
                 Some((place, _)) => {
-                    files.expect(places[i..].iter().map_while(|(_, place)| *place));
+                    let mut left = room;
+                    let fits = |(_, len): &(Place, u64)| match left.checked_sub(*len) {
+                        Some(rest) => {
+                            left = rest;
+                            true
+                        }
+                        None => false,
+                    };
+                    let next = places[i..].iter().map_while(|(_, place)| *place);
+                    files.expect(next.take_while(fits));
                     files.read_whole(*place).map_err(|e| e.to_string())
                 }
             };
@@ -165,7 +178,7 @@ impl Inner {
                 Response::Extents { extents, more }
             }
             Request::Blocks(ids) => {
-                let place = |id: &u64| Ok((*id, view(applied).block(*id)?));
+                let place = |id: &u64| Ok((*id, view(applied).block_record(*id)?));
                 let ids = ids.iter().take(limits::HISTORY_PAGE);
                 return ids.map(place).collect::<Result<_>>().map(Found::Blocks);
             }

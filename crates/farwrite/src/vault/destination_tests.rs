@@ -211,7 +211,7 @@ fn a_history_answers_beside_the_writer() {
     let (sender, _events) = EventSender::new();
     let sink = destination.open(&name(), sender).unwrap();
     assert_eq!(sink.last().unwrap().0, BatchSeq(4));
-    let mut answers = destination.history(&name()).unwrap();
+    let answers = destination.history(&name()).unwrap();
     let Response::Moments(Some((first, last))) = answers(&Request::Moments) else {
         panic!("no moments");
     };

@@ -7,10 +7,11 @@
 use super::destination::{HistoryAnswers, SinkError, SourceSink};
 use crate::answer::{Piece, response_pieces};
 use crate::message::Behind;
-use farwrite_core::history::Request;
+use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Record};
 use parking_lot::Mutex;
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -113,7 +114,12 @@ fn answer(
         let Job::Ask { id, request } = job else {
             continue;
         };
-        let pieces = response_pieces(id, answers(&request), version);
+        // Whoever asked waits for this answer: it must come, whatever happens.
+        let answered = catch_unwind(AssertUnwindSafe(|| answers(&request)));
+        let answered = answered.unwrap_or_else(|_| {
+            Response::Error("the vault could not answer: its own log has the reason".into())
+        });
+        let pieces = response_pieces(id, answered, version);
         let count = pieces.len();
         let _whole = sending.lock();
         for (i, piece) in pieces.into_iter().enumerate() {

@@ -160,6 +160,7 @@ impl Destination for FakeVault {
         let name = name.to_string();
         Ok(Box::new(move |request| match request {
             Request::Moments => Response::Moments(None),
+            Request::Resolve(_) => panic!("a history that breaks"),
             Request::Versions { limit, .. } => Response::Error("y".repeat(*limit as usize)),
             Request::Blocks(ids) => Response::Blocks(ids.iter().map(|id| block(*id)).collect()),
             other => Response::Error(format!("{name}: {other:?}")),

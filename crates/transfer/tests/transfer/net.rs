@@ -411,6 +411,24 @@ fn blocks_come_as_they_are_stored() {
     assert!(text.contains("ask for less"), "{text}");
 }
 
+/// One question that the vault breaks at is answered all the same, and so are those before and behind it.
+#[test]
+fn a_question_that_the_vault_breaks_at_is_answered_by_an_error() {
+    let rt = Runtime::new().unwrap();
+    let vault = Arc::new(FakeVault::default());
+    let dial = memory(&rt, service(&vault), vec![]);
+    let client = HistoryClient::connect(rt.handle(), dial, "t").unwrap();
+    let when = Timestamp { sec: 1, nsec: 0 };
+    for _ in 0..10 {
+        let Response::Error(text) = client.ask(Request::Resolve(when)).unwrap() else {
+            panic!("a time was resolved");
+        };
+        assert!(text.contains("its own log"), "{text}");
+        let moments = client.ask(Request::Moments).unwrap();
+        assert_eq!(moments, Response::Moments(None));
+    }
+}
+
 /// A vault that answers the first question with these records.
 fn scripted(rt: &Runtime, records: Vec<Record>) -> Dialer {
     let handle = rt.handle().clone();

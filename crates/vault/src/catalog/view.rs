@@ -4,6 +4,7 @@
 use super::decode_meta;
 use crate::segment::Place;
 use farwrite_core::history::BlockExtent;
+use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{BatchSeq, Meta, Name, NodeId};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -186,6 +187,23 @@ impl<'a> View<'a> {
                     offset: r.get::<_, i64>(1)? as u64,
                 };
                 Ok((place, r.get(2)?))
+            })
+            .optional()
+    }
+
+    /// Where a block's record is, and its bytes with header and padding, if there is such a block. Of one that was damaged when it
+    /// came, the bytes say nothing.
+    pub fn block_record(&self, id: u64) -> Result<Option<(Place, u64)>> {
+        self.conn
+            .prepare_cached("SELECT segment, offset, stored FROM blocks WHERE id=?1")?
+            .query_row([id as i64], |r| {
+                let place = Place {
+                    segment: r.get::<_, i64>(0)? as u64,
+                    offset: r.get::<_, i64>(1)? as u64,
+                };
+                let stored: u32 = r.get(2)?;
+                let bytes = HEADER_BYTES as u64 + u64::from(stored).next_multiple_of(8);
+                Ok((place, bytes))
             })
             .optional()
     }

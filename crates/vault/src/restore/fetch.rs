@@ -13,15 +13,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of decoded blocks kept.
 const CACHE_BYTES: usize = 64 << 20;
-/// Smaller blocks are copied out of the buffer that they came in, which may be a few times as large as the largest.
+/// Smaller blocks are copied out of the buffer that they came in, which may hold all blocks of an answer.
 const COPIED_BYTES: usize = 512 << 10;
 /// Most blocks asked for at once; the answer is cut by bytes.
 const ASK_BLOCKS: usize = 64;
 /// Requests for blocks under way at the same time.
-const BLOCKS_AHEAD: usize = 6;
+const BLOCKS_AHEAD: usize = 4;
 /// Directories whose lists are asked for ahead, going by what is next. Over a long way the answers' way there and back is what
 /// a tree of small directories takes. All that asks stays within what a session answers at a time, which is 16.
-const LISTS_AHEAD: usize = 9;
+const LISTS_AHEAD: usize = 11;
 /// Lists that are there, or under way, and have not been wanted yet.
 const LISTS_KEPT: usize = 32;
 /// Threads that ask ([`ask_for_others`]): enough for all that is under way at the same time.

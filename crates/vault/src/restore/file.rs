@@ -16,8 +16,16 @@ use std::sync::Arc;
 const WHOLE_BYTES: u64 = limits::BLOCK_RAW_BYTES as u64;
 /// Blocks that such a file's content may be in.
 const WHOLE_BLOCKS: usize = 2;
+/// From this size on a file is written in parts, past the kernel's cache where the filesystem can.
+const DIRECT_FROM_BYTES: u64 = 32 << 20;
+/// Pieces of a part at most.
+const PART_PIECES: usize = 1024;
+/// Smaller pieces are copied.
+const KEPT_BYTES: u64 = 512 << 10;
 /// Bytes written of a large file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
+/// The same where most of it goes past the kernel's cache: little is left to be put there.
+const SETTLE_DIRECT_BYTES: u64 = 256 << 20;
 
 /// A part of a large file, to be put on the disk and let go from memory while the rest is still being written, and
 /// where to say how that went.
@@ -149,8 +157,11 @@ impl Run<'_> {
     /// Writes a file's content; where its last byte is, and how many they are.
     fn content(&mut self, file: &Arc<File>, entry: &Entry) -> Result<(u64, u64), Stop> {
         let (tell, told) = crossbeam_channel::unbounded();
+        // What is not so large is on its way to the disk when its last byte comes; and a part is waited for before the next file.
+        let direct = entry.meta.size >= DIRECT_FROM_BYTES;
         let mut target = Target {
-            file: Arc::new(DirectFile::new(file.clone())),
+            file: Arc::new(DirectFile::new(file.clone(), direct)),
+            part_bytes: if direct { PART_BYTES } else { 0 },
             size: entry.meta.size,
             end: 0,
             bytes: 0,
@@ -191,16 +202,23 @@ impl Run<'_> {
                 continue;
             };
             let len = bytes.len() as u64;
-            if offset != target.end || target.waiting_bytes >= PART_BYTES {
+            if offset != target.end {
                 self.part(target)?;
             }
             if target.waiting.is_empty() {
                 target.begin = offset;
             }
-            target.waiting.push(bytes);
+            // A piece that waits keeps all of its block in memory.
+            target.waiting.push(match len < KEPT_BYTES {
+                true => Bytes::copy_from_slice(&bytes),
+                false => bytes,
+            });
             target.waiting_bytes += len;
             target.end = offset + len;
             target.bytes += len;
+            if target.waiting_bytes >= target.part_bytes || target.waiting.len() >= PART_PIECES {
+                self.part(target)?;
+            }
             self.went(offset + len);
         }
         Ok(())
@@ -248,9 +266,12 @@ impl Run<'_> {
     /// What was handed out may go to the disk.
     fn settle(&self, target: &mut Target) {
         let len = target.end.saturating_sub(target.settled);
+        let every = match target.file.is_direct() {
+            true => SETTLE_DIRECT_BYTES,
+            false => SETTLE_BYTES,
+        };
         if let Some(settler) = &self.settler
-            && !target.file.is_direct()
-            && len >= SETTLE_BYTES
+            && len >= every
         {
             let part = Extent::new(target.settled, len);
             // If nobody is there, the system does it in its own time.
@@ -272,6 +293,8 @@ struct Target {
     waiting: Vec<Bytes>,
     waiting_bytes: u64,
     begin: u64,
+    /// So much is written together.
+    part_bytes: u64,
     /// Up to here it goes to the disk already.
     settled: u64,
     /// Where others say how their part of it went.

@@ -41,7 +41,7 @@ pub struct Restore<'a> {
     pub overwrite: bool,
     /// Count, but write nothing.
     pub dry_run: bool,
-    /// Called after every entry, and for a large file after every piece that was given to be written.
+    /// Called after every entry, and for a large file after every piece of its content that came.
     pub progress: Option<&'a dyn Fn(&RestoreStats)>,
 }
 

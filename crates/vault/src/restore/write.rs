@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Small files that wait at most; each holds on to one or two blocks.
 const WAITING: usize = 32;
 /// Parts of a large file that wait at most.
-const PARTS_WAITING: usize = 2;
+const PARTS_WAITING: usize = 4;
 /// Bytes of a part, unless there are no more: enough to keep a disk busy.
 pub(super) const PART_BYTES: u64 = 8 << 20;
 /// Threads for parts: while one waits for the disk, the next gets ready.

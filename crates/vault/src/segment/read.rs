@@ -18,8 +18,10 @@ const CACHE_BYTES: usize = 8 << 20;
 
 /// Records that follow each other are read together up to this.
 const RUN_BYTES: u64 = 8 << 20;
+/// A page of the kernel's cache.
+const PAGE_BYTES: u64 = 4096;
 /// Between two blocks there may be a filler, so that content begins at a page.
-const FILLER_BYTES: u64 = 2 * 4096;
+const FILLER_BYTES: u64 = 2 * PAGE_BYTES;
 
 /// Reads records out of the segments of one directory.
 pub struct SegmentFiles {
@@ -61,9 +63,10 @@ impl SegmentFiles {
         }
     }
 
-    /// These blocks (their places, and their raw sizes) will be read next, in this order. Those at the front that follow each other in
-    /// the log, and are not in the kernel's cache, are read in one go and past it: who restores reads much, and each block once.
-    pub fn expect(&mut self, blocks: impl Iterator<Item = (Place, u32)>) {
+    /// These blocks (their places, and the bytes of their records) will be read next, in this order. Those at the front that follow each
+    /// other in the log, and are not in the kernel's cache, are read in one go and past it: who restores reads much, and each block
+    /// once. Not in the newest segment, where a batch that is being written would have to wait.
+    pub fn expect(&mut self, blocks: impl Iterator<Item = (Place, u64)>) {
         let mut blocks = blocks.peekable();
         let known = |run: &Run| blocks.peek().is_some_and(|(place, _)| run.contains(*place));
         if self.run.as_ref().is_some_and(known) {
@@ -85,7 +88,8 @@ impl SegmentFiles {
         let file = self.file(first.segment)?;
         let direct = end - first.offset >= farwrite_fs::DIRECT_LEAST_BYTES as u64
             && farwrite_fs::overwrites_in_place(file)
-            && !farwrite_fs::is_cached(file, first.offset);
+            && segment_path(&self.dir, first.segment + 1).exists()
+            && !farwrite_fs::is_cached(self.file(first.segment)?, first.offset);
         match direct {
             true => {
                 let file = farwrite_fs::open_direct(&path)?;
@@ -119,7 +123,10 @@ impl SegmentFiles {
             self.check(place, header, &whole)?;
         }
         if let Some(file) = self.open.get(&place.segment) {
-            farwrite_fs::forget_cached(file, place.offset, place.offset + whole.len() as u64);
+            // Whole pages: of half a one nothing is forgotten.
+            let end = place.offset + whole.len() as u64;
+            let from = place.offset - place.offset % PAGE_BYTES;
+            farwrite_fs::forget_cached(file, from, end.next_multiple_of(PAGE_BYTES));
         }
         Ok(whole)
     }
@@ -178,22 +185,17 @@ impl SegmentFiles {
     }
 }
 
-/// Where the first run of blocks that follow each other begins, and behind what it ends at the latest: a block's record is no longer
-/// than its raw bytes.
-fn run_of(mut blocks: impl Iterator<Item = (Place, u32)>) -> Option<(Place, u64)> {
-    let longest = |place: Place, raw: u32| {
-        place.offset + HEADER_BYTES as u64 + u64::from(raw).next_multiple_of(8)
-    };
-    let (first, raw) = blocks.next()?;
-    let mut end = longest(first, raw);
-    let mut last = first;
-    for (place, raw) in blocks {
-        let follows = place.segment == first.segment
-            && (last.offset..=end + FILLER_BYTES).contains(&place.offset);
-        if !follows || longest(place, raw) - first.offset > RUN_BYTES {
-            break;
+/// Where the first run of blocks that follow each other begins, and behind what it ends.
+fn run_of(mut blocks: impl Iterator<Item = (Place, u64)>) -> Option<(Place, u64)> {
+    let (first, bytes) = blocks.next()?;
+    let mut end = first.offset.checked_add(bytes)?;
+    for (place, bytes) in blocks {
+        let filler = place.offset.checked_sub(end);
+        let follows = place.segment == first.segment && filler.is_some_and(|n| n <= FILLER_BYTES);
+        match place.offset.checked_add(bytes) {
+            Some(behind) if follows && behind - first.offset <= RUN_BYTES => end = behind,
+            _ => break,
         }
-        (last, end) = (place, longest(place, raw));
     }
     Some((first, end))
 }

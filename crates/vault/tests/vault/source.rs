@@ -599,3 +599,139 @@ fn blocks_are_asked_for_many_at_a_time_whatever_lies_between_them() {
     let asked = asked.into_inner();
     assert!(asked <= 40, "asked {asked} times for 772 blocks");
 }
+
+/// Pieces of one file: where each goes, and its bytes. A hole in the middle, a run of small ones with gaps between them, sizes
+/// that are no multiple of anything.
+fn large_content(rng: &mut Rng) -> Vec<(u64, Vec<u8>)> {
+    const MIB: u64 = 1 << 20;
+    let mut pieces: Vec<(u64, Vec<u8>)> = Vec::new();
+    pieces.extend((0..20).map(|i| (i * MIB, rng.bytes(MIB as usize))));
+    pieces.push((20 * MIB, rng.bytes(1000)));
+    pieces.extend((0..300).map(|i| (25 * MIB + i * 5000, rng.bytes(3000))));
+    pieces.push((30 * MIB + 77, rng.bytes(900_000)));
+    let next = 30 * MIB + 77 + 900_000;
+    pieces.extend((0..12).map(|i| (next + i * MIB, rng.bytes(MIB as usize))));
+    pieces
+}
+
+#[test]
+fn a_large_file_is_restored_byte_for_byte_and_only_where_its_content_is_whole() {
+    const SIZE: u64 = (48 << 20) + 5;
+    let site = Site::new(false);
+    let (mut maker, mut rng) = (Maker::new(), Rng(11));
+    let pieces = large_content(&mut rng);
+    let mut want = vec![0; SIZE as usize];
+    let node = maker.node();
+    let mut ops = vec![
+        set(node, file_meta(SIZE, 1)),
+        link(NodeId::ROOT, "large", node),
+    ];
+    for (i, (offset, bytes)) in pieces.iter().enumerate() {
+        want[*offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        ops.push(write(node, *offset, i as u32, 0, bytes.len() as u32));
+    }
+    let blocks: Vec<Vec<u8>> = pieces.into_iter().map(|(_, bytes)| bytes).collect();
+    site.write(&[maker.batch(&ops, &blocks)]);
+    let history = History::open(&site.source()).unwrap();
+    let to = || tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+
+    let whole = to();
+    let stats = restore(&history, 1, whole.path());
+    let content: usize = blocks.iter().map(Vec::len).sum();
+    assert_eq!((stats.files, stats.bytes), (1, content as u64));
+    let path = whole.path().join("large");
+    let file = std::fs::File::open(&path).unwrap();
+    // Most of it has gone past the cache.
+    if farwrite_fs::overwrites_in_place(&file) {
+        assert!(!farwrite_fs::is_cached(&file, 5 << 20));
+        assert!(!farwrite_fs::is_cached(&file, 35 << 20));
+    }
+    assert!(std::fs::read(&path).unwrap() == want);
+    let runs = farwrite_fs::data_segments(&file, SIZE).unwrap();
+    let run = |at: u64| runs.iter().rfind(|s| s.offset <= at).unwrap();
+    assert!(run(22 << 20).hole && !run(10 << 20).hole, "{runs:?}");
+
+    // One bit in the middle of it.
+    let segment = site.source().join("log/00000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[15 << 20] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let damaged = to();
+    let ask = |r: Request| Ok(history.answer(&r));
+    let again = Restore {
+        ask: &ask,
+        paths: vec![BytePath::root()],
+        at: BatchSeq(1),
+        to_dir: damaged.path().to_owned(),
+        overwrite: false,
+        dry_run: false,
+        progress: None,
+    };
+    let stats = again.run().unwrap();
+    assert_eq!((stats.files, stats.failed.len()), (0, 1));
+    assert!(stats.failed[0].1.contains("content damaged at byte"));
+    assert_eq!(std::fs::read_dir(damaged.path()).unwrap().count(), 0);
+}
+
+/// An ext4 of 24 MiB in a file, for root.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<SmallDisk> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(24 << 20).unwrap();
+        std::fs::create_dir(dir.path().join("at")).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            let command = command.args(args).arg(&image).current_dir(dir.path());
+            let at = (program == "mount").then_some("at");
+            command.args(at).status().is_ok_and(|s| s.success())
+        };
+        let mounted = run("/sbin/mkfs.ext4", &["-q", "-F"]) && run("mount", &["-o", "loop"]);
+        mounted.then_some(SmallDisk(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut umount = std::process::Command::new("umount");
+        let _ = umount.arg(self.0.path().join("at")).status();
+    }
+}
+
+/// A disk that is full while a large file is written ends the restore, and nothing half stands under any name.
+#[test]
+fn a_large_file_that_does_not_fit_ends_the_restore() {
+    let site = Site::new(false);
+    let mut maker = Maker::new();
+    let node = maker.node();
+    let (mib, count) = (1u32 << 20, 40u32);
+    let size = u64::from(count * mib);
+    let mut ops = vec![
+        set(node, file_meta(size, 1)),
+        link(NodeId::ROOT, "large", node),
+    ];
+    ops.extend((0..count).map(|i| write(node, u64::from(i * mib), i, 0, mib)));
+    let blocks: Vec<Vec<u8>> = (0..count).map(|i| vec![i as u8; mib as usize]).collect();
+    site.write(&[maker.batch(&ops, &blocks)]);
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("no small filesystem can be mounted here");
+        return;
+    };
+    let history = History::open(&site.source()).unwrap();
+    let ask = |r: Request| Ok(history.answer(&r));
+    let to = disk.0.path().join("at/restored");
+    let restore = Restore {
+        ask: &ask,
+        paths: vec![BytePath::root()],
+        at: BatchSeq(1),
+        to_dir: to.clone(),
+        overwrite: false,
+        dry_run: false,
+        progress: None,
+    };
+    assert!(matches!(restore.run(), Err(RestoreError::Io { .. })));
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+}
