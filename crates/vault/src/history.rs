@@ -178,7 +178,7 @@ impl Inner {
                 Response::Extents { extents, more }
             }
             Request::Blocks(ids) => {
-                let place = |id: &u64| Ok((*id, view(applied).block_record(*id)?));
+                let place = |id: &u64| Ok((*id, view(applied).block(*id)?));
                 let ids = ids.iter().take(limits::HISTORY_PAGE);
                 return ids.map(place).collect::<Result<_>>().map(Found::Blocks);
             }

@@ -177,23 +177,9 @@ impl<'a> View<'a> {
             .collect()
     }
 
-    /// Where a block is in the log, and its raw size; `None` if there is no such block.
-    pub fn block(&self, id: u64) -> Result<Option<(Place, u32)>> {
-        self.conn
-            .prepare_cached("SELECT segment, offset, raw FROM blocks WHERE id=?1")?
-            .query_row([id as i64], |r| {
-                let place = Place {
-                    segment: r.get::<_, i64>(0)? as u64,
-                    offset: r.get::<_, i64>(1)? as u64,
-                };
-                Ok((place, r.get(2)?))
-            })
-            .optional()
-    }
-
     /// Where a block's record is, and its bytes with header and padding, if there is such a block. Of one that was damaged when it
     /// came, the bytes say nothing.
-    pub fn block_record(&self, id: u64) -> Result<Option<(Place, u64)>> {
+    pub fn block(&self, id: u64) -> Result<Option<(Place, u64)>> {
         self.conn
             .prepare_cached("SELECT segment, offset, stored FROM blocks WHERE id=?1")?
             .query_row([id as i64], |r| {
