@@ -7,6 +7,7 @@
  *   storm DIR append COUNT BYTES   COUNT appends of BYTES bytes to one file
  *   storm DIR fill BYTES           a file of that many bytes that do not compress
  *   storm DIR poke OFFSET          4096 bytes at that offset of that file
+ *   storm DIR same FILE OTHER      changes nothing: exits with 1 unless both have the same size and bytes; holes cost nothing
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -194,10 +195,47 @@ static void step(void)
 	}
 }
 
+/* Where there is data at or after at, or the size. */
+static off_t data(int fd, off_t at, off_t size)
+{
+	off_t found = lseek(fd, at, SEEK_DATA);
+
+	if (found < 0 && errno != ENXIO)
+		die("lseek");
+	return found < 0 ? size : found;
+}
+
+static int same(const char *one, const char *two)
+{
+	static char other[sizeof(buffer)];
+	int a = open(one, O_RDONLY), b = open(two, O_RDONLY);
+	struct stat of_a, of_b;
+
+	if (a < 0 || b < 0 || fstat(a, &of_a) || fstat(b, &of_b))
+		die("open");
+	if (of_a.st_size != of_b.st_size)
+		return 0;
+	for (off_t at = 0, size = of_a.st_size; at < size;) {
+		off_t in_a = data(a, at, size), in_b = data(b, at, size);
+		ssize_t length;
+
+		at = in_a < in_b ? in_a : in_b;
+		length = pread(a, buffer, sizeof(buffer), at);
+		if (length != pread(b, other, sizeof(other), at) || length < 0)
+			die("read");
+		if (memcmp(buffer, other, length))
+			return 0;
+		at += length;
+	}
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 4 || chdir(argv[1]))
-		die("storm DIR SEED|append|fill|poke NUMBER [BYTES]");
+		die("storm DIR SEED|append|fill|poke NUMBER [BYTES], or storm DIR same FILE OTHER");
+	if (!strcmp(argv[2], "same"))
+		return argc < 5 || !same(argv[3], argv[4]);
 	if (!strcmp(argv[2], "append")) {
 		long bytes = argc > 4 ? atol(argv[4]) : 100;
 		int fd = open("log", O_CREAT | O_WRONLY | O_APPEND, 0644);
