@@ -21,6 +21,9 @@ pub struct BackupCommand {
     pub first: ChangeSeq,
     /// Time of that message.
     pub since: Timestamp,
+    /// The newest of its messages that told of content or attributes: who has read the file since has seen what it is
+    /// about. 0: none did; `u64::MAX`: not known.
+    pub newest: ChangeSeq,
     /// How often the backup unit has put it off.
     pub attempts: u32,
 }
@@ -80,6 +83,11 @@ impl What {
     /// Only that the file was written to (or its attributes set): nothing waits behind this for names to be right.
     pub fn is_content_only(self) -> bool {
         (self.data || self.attr) && !(self.name || self.created || self.moved || self.compare)
+    }
+
+    /// Nothing is said of content or attributes, nor is everything to be compared.
+    pub fn is_about_names_only(self) -> bool {
+        !(self.created || self.data || self.mapped || self.attr || self.compare)
     }
 
     /// Both together.

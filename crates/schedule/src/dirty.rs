@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Files that rest, or have rested lately, at the same time; of more, the further ones do not.
 const RESTING: usize = 1024;
+/// Of what stands for messages of which only the first is kept.
+const NEWEST_UNKNOWN: ChangeSeq = ChangeSeq(u64::MAX);
 /// Who has not been looked at for so long after a rest has not rested lately.
 const LATELY: Duration = Duration::from_secs(10);
 
@@ -61,6 +63,21 @@ struct Entry {
     after_drain: u64,
 }
 
+impl Entry {
+    fn due(&self, drains: u64, resting: &HashMap<Target, Rest>, now: Option<Instant>) -> Due {
+        if self.after_drain > drains {
+            return Due::AfterDrain;
+        }
+        let c = &self.command;
+        let rests = now.filter(|_| c.what.is_content_only() && c.extents.is_none());
+        let rest = rests.and_then(|n| {
+            let rest = resting.get(&c.target)?;
+            (rest.until > n).then_some(rest.until)
+        });
+        rest.map_or(Due::Now, Due::At)
+    }
+}
+
 /// Commands taken out for one round.
 #[derive(Debug, Default)]
 pub struct Taken {
@@ -91,6 +108,7 @@ impl DirtySet {
     pub fn insert(&mut self, seq: ChangeSeq, c: &Change) {
         let at = |path: &BytePath, target| Put {
             seq,
+            newest: seq,
             time: c.time,
             path: path.clone(),
             target,
@@ -214,19 +232,16 @@ impl DirtySet {
             .retain(|_, rest| now.is_none_or(|n| rest.until + LATELY > n));
         let mut out = Taken::default();
         let mut comparing = self.comparing > 0;
-        let mut tickets = Vec::new();
-        for (&ticket, target) in &self.order {
-            if self.due(&self.entries[target], now) != Due::Now {
-                continue;
-            }
-            if tickets.len() >= max {
-                out.more = true;
-                break;
-            }
-            tickets.push(ticket);
+        let (entries, drains, resting) = (&self.entries, self.drains, &self.resting);
+        let due = |target: &Target| entries[target].due(drains, resting, now) == Due::Now;
+        let mut order = self.order.extract_if(.., |_, target| due(target));
+        let tickets: Vec<(u64, Target)> = order.by_ref().take(max).collect();
+        drop(order);
+        if let Some((last, _)) = tickets.last().filter(|_| tickets.len() == max) {
+            out.more = self.order.range(last..).any(|(_, target)| due(target));
         }
-        for ticket in tickets {
-            let target = self.order.remove(&ticket).expect("just seen");
+        out.commands.reserve(tickets.len());
+        for (_, target) in tickets {
             let entry = self
                 .entries
                 .remove(&target)
@@ -248,6 +263,7 @@ impl DirtySet {
         let wait = if after_drain { self.drains + 2 } else { 0 };
         let put = Put {
             seq: c.first,
+            newest: c.newest,
             time: c.since,
             path: c.path,
             target: c.target,
@@ -276,7 +292,8 @@ impl DirtySet {
     pub fn next_due(&self, now: Option<Instant>) -> Due {
         let mut next = Due::Never;
         for target in self.order.values() {
-            next = match (next, self.due(&self.entries[target], now)) {
+            let due = self.entries[target].due(self.drains, &self.resting, now);
+            next = match (next, due) {
                 (_, Due::Now) => return Due::Now,
                 (Due::At(a), Due::At(b)) => Due::At(a.min(b)),
                 (Due::AfterDrain, _) | (_, Due::AfterDrain) => Due::AfterDrain,
@@ -284,18 +301,6 @@ impl DirtySet {
             };
         }
         next
-    }
-
-    fn due(&self, e: &Entry, now: Option<Instant>) -> Due {
-        if e.after_drain > self.drains {
-            return Due::AfterDrain;
-        }
-        let rests = now.filter(|_| e.command.what.is_content_only() && e.command.extents.is_none());
-        let rest = rests.and_then(|n| {
-            let rest = self.resting.get(&e.command.target)?;
-            (rest.until > n).then_some(rest.until)
-        });
-        rest.map_or(Due::Now, Due::At)
     }
 
     /// Looking at this file's content costs more than it finds: until then only those changes of it are taken of which it is
@@ -382,10 +387,15 @@ impl DirtySet {
     fn put(&mut self, put: Put, what: What, extents: Option<ExtentSet>, last: bool) {
         let Put {
             seq,
+            newest,
             time,
             path,
             target,
         } = put;
+        let newest = match what.is_about_names_only() {
+            true => ChangeSeq(0),
+            false => newest,
+        };
         self.add_first(seq, time);
         let fresh = self.next_ticket;
         if let Some(e) = self.entries.get_mut(&target) {
@@ -403,6 +413,7 @@ impl DirtySet {
             e.command.path = path;
             e.command.since = e.command.since.min(time);
             e.command.first = older;
+            e.command.newest = e.command.newest.max(newest);
             e.after_drain = 0;
             if last {
                 self.order.remove(&e.ticket);
@@ -421,6 +432,7 @@ impl DirtySet {
             extents,
             first: seq,
             since: time,
+            newest,
             attempts: 0,
         };
         self.entries.insert(
@@ -515,6 +527,7 @@ impl DirtySet {
             self.put(
                 Put {
                     seq,
+                    newest: NEWEST_UNKNOWN,
                     time,
                     path,
                     target: Target::Directory(dir),
@@ -539,6 +552,7 @@ impl DirtySet {
             self.put(
                 Put {
                     seq,
+                    newest: NEWEST_UNKNOWN,
                     time,
                     path,
                     target,
@@ -575,6 +589,7 @@ impl DirtySet {
 
 struct Put {
     seq: ChangeSeq,
+    newest: ChangeSeq,
     time: Timestamp,
     path: BytePath,
     target: Target,

@@ -7,6 +7,7 @@ use farwrite_core::{
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Shared by the managing unit (puts in), a processing unit (takes out) and the link (acks).
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Queue {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// [`Inner::last`], for [`Queue::told`].
+    told: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -71,6 +74,7 @@ impl Queue {
         Queue {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
+            told: AtomicU64::new(0),
         }
     }
 
@@ -84,7 +88,13 @@ impl Queue {
         q.last = q.last.max(ChangeSeq(
             (first.0 + changes.len() as u64).saturating_sub(1),
         ));
+        self.told.store(q.last.0, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// Last message put in, 0 before the first. All up to it are about what happened before this call. Never blocks.
+    pub fn told(&self) -> ChangeSeq {
+        ChangeSeq(self.told.load(Ordering::Acquire))
     }
 
     /// See [`DirtySet::note_drained`].

@@ -455,6 +455,8 @@ impl Worker {
         unit.set_writeback(Box::new(|file, extent| {
             farwrite_capture::start_writeback(file.as_fd(), extent)
         }));
+        let queue = self.setup.queue.clone();
+        unit.set_told(Arc::new(move || queue.told()));
         // What was on its way when an earlier process died is in the journal, if that process took its messages from
         // there; what was on its way in this one is not.
         let journaled = !self.begun.swap(true, Ordering::AcqRel) && self.setup.resumed.wait();

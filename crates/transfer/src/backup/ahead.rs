@@ -7,10 +7,11 @@
 //! was read.
 
 use super::content::{SMALL_BYTES, SmallContent, read_small};
+use super::settled::{Now, Start};
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::meta::Xattr;
-use farwrite_core::{BytePath, Clock, FileId, Kind, Name, Timestamp};
+use farwrite_core::{BytePath, FileId, Kind, Name};
 use farwrite_fs::{Dir, DirEntry, Stat, expect_reads, list_file_xattrs};
 use std::collections::VecDeque;
 use std::io;
@@ -38,7 +39,7 @@ pub(super) struct FileRead {
     /// What the kernel said of it before.
     pub stat: Stat,
     /// When the read began.
-    pub started: Timestamp,
+    pub started: Start,
     pub content: SmallContent,
     pub xattrs: Vec<Xattr>,
 }
@@ -80,7 +81,7 @@ fn files(entries: &[DirEntry]) -> impl Iterator<Item = &DirEntry> {
 }
 
 impl Job {
-    fn run(self, clock: &dyn Clock) -> io::Result<Piece> {
+    fn run(self, now: &Now) -> io::Result<Piece> {
         match self {
             Job::First(place, path, id) => {
                 let above = place.path.names().count();
@@ -107,11 +108,11 @@ impl Job {
                 let up_to = up_to.map(|e| e.ino);
                 let names: Vec<Name> = first.into_iter().map(|e| e.name.clone()).collect();
                 let dir = Arc::new(dir);
-                let reads = Opened { place, path, dir }.read(&names, clock);
+                let reads = Opened { place, path, dir }.read(&names, now);
                 Ok(Piece { reads, up_to })
             }
             Job::More(opened, names) => Ok(Piece {
-                reads: opened.read(&names, clock),
+                reads: opened.read(&names, now),
                 up_to: None,
             }),
         }
@@ -119,16 +120,16 @@ impl Job {
 }
 
 impl Opened {
-    fn read(&self, names: &[Name], clock: &dyn Clock) -> Vec<FileRead> {
+    fn read(&self, names: &[Name], now: &Now) -> Vec<FileRead> {
         let excludes = &self.place.excludes;
         let wanted =
             |n: &&Name| excludes.is_empty() || !excludes.excludes_entry(&self.path.join(n), false);
-        let read = |n| self.read_file(n, clock).ok().flatten();
+        let read = |n| self.read_file(n, now).ok().flatten();
         names.iter().filter(wanted).filter_map(read).collect()
     }
 
     /// `None`: it is none to be read as a whole. Whatever fails here fails again, and is told of, when it is looked at.
-    fn read_file(&self, name: &Name, clock: &dyn Clock) -> io::Result<Option<FileRead>> {
+    fn read_file(&self, name: &Name, now: &Now) -> io::Result<Option<FileRead>> {
         let (file, stat) = self.dir.read_file(name)?;
         // One that has other names may be known by those.
         if stat.id.dev != self.place.dev || stat.mount_root || stat.nlink > 1 {
@@ -138,7 +139,7 @@ impl Opened {
             expect_reads(&file, LARGE_START.min(stat.size));
             return Ok(None);
         }
-        let started = clock.now();
+        let started = now.look();
         let content = read_small(&file, stat.size, stat.blocks * 512 < stat.size)?;
         let xattrs = list_file_xattrs(&file)?;
         let attr_bytes: usize = xattrs.iter().map(|x| x.name.len() + x.value.len()).sum();
@@ -161,21 +162,21 @@ struct Pool {
     put: Sender<(Job, Sender<Piece>)>,
     /// For work that the unit's thread takes back rather than wait.
     take: Receiver<(Job, Sender<Piece>)>,
-    clock: Arc<dyn Clock>,
+    now: Now,
 }
 
 impl Pool {
-    fn start(clock: Arc<dyn Clock>) -> Pool {
+    fn start(now: Now) -> Pool {
         let (put, take) = crossbeam_channel::unbounded::<(Job, Sender<Piece>)>();
         for _ in 0..THREADS {
-            let (jobs, clock) = (take.clone(), clock.clone());
-            let work = move || jobs.into_iter().for_each(|job| do_it(job, &*clock));
+            let (jobs, now) = (take.clone(), now.clone());
+            let work = move || jobs.into_iter().for_each(|job| do_it(job, &now));
             let thread = std::thread::Builder::new().name("farwrite-read".into());
             if let Err(e) = thread.spawn(work) {
                 tracing::debug!("no thread to read in: {e}");
             }
         }
-        Pool { put, take, clock }
+        Pool { put, take, now }
     }
 
     fn begin(&self, job: Job) -> Promise {
@@ -191,7 +192,7 @@ impl Pool {
                 return piece;
             }
             match self.take.try_recv() {
-                Ok(job) => do_it(job, &*self.clock),
+                Ok(job) => do_it(job, &self.now),
                 // Nobody who panics sends anything.
                 Err(_) => return promise.recv().unwrap_or_default(),
             }
@@ -199,9 +200,9 @@ impl Pool {
     }
 }
 
-fn do_it((job, done): (Job, Sender<Piece>), clock: &dyn Clock) {
+fn do_it((job, done): (Job, Sender<Piece>), now: &Now) {
     // A hint that fails is none; and nobody may wait any more.
-    let _ = done.send(job.run(clock).unwrap_or_default());
+    let _ = done.send(job.run(now).unwrap_or_default());
 }
 
 /// The directory that is being compared.
@@ -219,7 +220,7 @@ struct Here {
 /// See the module.
 pub(super) struct ReadAhead {
     pool: Option<Pool>,
-    clock: Arc<dyn Clock>,
+    now: Now,
     /// Directories to come in this round, in order: those that are begun with, then the others.
     begun: VecDeque<(FileId, Promise)>,
     coming: VecDeque<(Arc<Place>, BytePath, FileId)>,
@@ -227,14 +228,20 @@ pub(super) struct ReadAhead {
 }
 
 impl ReadAhead {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(now: Now) -> Self {
         ReadAhead {
             pool: None,
-            clock,
+            now,
             begun: VecDeque::new(),
             coming: VecDeque::new(),
             here: None,
         }
+    }
+
+    /// What reads that begin from now on go by.
+    pub(super) fn set_now(&mut self, now: Now) {
+        self.rest();
+        self.now = now;
     }
 
     /// These will be compared, in this order; nothing in them is known.
@@ -286,7 +293,7 @@ impl ReadAhead {
 
     fn pool(&mut self) -> &Pool {
         self.pool
-            .get_or_insert_with(|| Pool::start(self.clock.clone()))
+            .get_or_insert_with(|| Pool::start(self.now.clone()))
     }
 
     /// It ends; what was read in it and not used is let go.
@@ -365,7 +372,7 @@ impl Here {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use farwrite_core::SystemClock;
+    use farwrite_core::{Clock, SystemClock, Timestamp};
     use std::path::Path;
 
     struct Rig {
@@ -386,7 +393,7 @@ mod tests {
                 excludes: Excludes::new(path.clone(), &patterns, Vec::new()).unwrap(),
                 path,
             };
-            let clock = Arc::new(SystemClock::default());
+            let clock = Now::new(Arc::new(SystemClock::default()));
             Rig {
                 dir,
                 place: Arc::new(place),
@@ -532,7 +539,7 @@ mod tests {
         rig.write("d/file", b"before");
         rig.make_dirs(&["x", "y", "z"]);
         let stat = stats(&rig.dir.path().join("d")).remove(0).1;
-        rig.ahead = ReadAhead::new(Arc::new(Meddler(rig.dir.path().join("d/file"))));
+        rig.ahead = ReadAhead::new(Now::new(Arc::new(Meddler(rig.dir.path().join("d/file")))));
         let ids = rig.plan(&["d", "x", "y", "z"]);
         rig.enter("d", ids[0]);
         // The unit's thread has looked before all that, and nothing has changed since the reader's first look.

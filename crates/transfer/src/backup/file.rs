@@ -5,6 +5,7 @@ use super::batch::Piece;
 use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
+use super::settled::Start;
 use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BackupCommand, Extent, NodeId, Op};
@@ -83,7 +84,7 @@ impl BackupUnit {
             return self.lost_sight(node, c);
         }
         let trusted = self.trusts(row.as_ref(), c);
-        let (begun, before) = (self.clock.now(), self.stats);
+        let (begun, before) = (self.now.look(), self.stats);
         // A file that is read as a whole may be mapped although this command does not say so.
         if c.what.mapped || row.is_some() && !trusted {
             let started = self.start_writeback(&file, c, trusted);
@@ -92,14 +93,17 @@ impl BackupUnit {
                 Err(err) => return self.fail(&e.path, &err, c),
             }
         }
-        let started = self.clock.now();
+        let started = Start {
+            at: self.clock.now(),
+            ..begun
+        };
         match self.read_content((&file, stat), e, node, row.as_ref(), c) {
             Ok((stat, settled, content)) => {
                 self.solved(&e.path);
                 if row.is_some() && !trusted {
                     let read = self.stats.bytes_read - before.bytes_read;
                     let new = self.stats.bytes_new - before.bytes_new;
-                    let took = self.clock.now().since(begun);
+                    let took = self.clock.now().since(begun.at);
                     self.searched(c, stat.id, took, (read, new));
                 }
                 self.finish_file(
@@ -479,11 +483,13 @@ impl BackupUnit {
         let attrs_same = row
             .as_ref()
             .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
+        let mut attrs_known = true;
         let xattrs = match attrs_same {
             Some(r) => r.meta.xattrs.clone(),
             None => match xattrs.read() {
                 Ok(x) => x,
                 Err(err) => {
+                    attrs_known = false;
                     self.problem(&e.path, &err, Some(c));
                     row.as_ref()
                         .map(|r| r.meta.xattrs.clone())
@@ -491,7 +497,7 @@ impl BackupUnit {
                 }
             },
         };
-        let racy = stat.ctime.max(stat.mtime).after(TICK) >= started;
+        let racy = stat.ctime.max(stat.mtime).after(TICK) >= started.at;
         let partial = self.trusts(row.as_ref(), c) && stat.size > SMALL_BYTES;
         let flags = NodeFlags::SUMS
             .with(NodeFlags::RACY, racy)
@@ -504,8 +510,10 @@ impl BackupUnit {
             flags,
             sum: content.sum,
         };
-        if settled && !partial {
-            self.settled_now.insert(stat.id);
+        if !settled || !attrs_known {
+            self.settled.forget(stat.id);
+        } else if !partial {
+            self.settled.note(stat.id, started.told);
         }
         let is_new = row.is_none();
         let writes =
@@ -536,10 +544,10 @@ impl BackupUnit {
         }
         self.send_content(node, content)?;
         if racy {
-            self.racy.push((node, started));
+            self.racy.push((node, started.at));
         }
         if partial && self.partial.len() < PARTIAL_HELD {
-            self.partial.insert(node, started);
+            self.partial.insert(node, started.at);
         }
         if !settled {
             self.look_again_at_file(c, e);
@@ -606,7 +614,7 @@ struct FileState<'a> {
     xattrs: Xattrs<'a>,
     stat: Stat,
     settled: bool,
-    started: farwrite_core::Timestamp,
+    started: Start,
     content: Content,
 }
 

@@ -553,9 +553,9 @@ impl Index {
         Ok(old)
     }
 
-    /// Removes those of `nodes` that have no name, directories with all that is below. Returns how many went.
-    pub fn remove_orphans(&mut self, nodes: Vec<NodeId>) -> Result<u64> {
-        let mut gone = 0;
+    /// Removes those of `nodes` that have no name, directories with all that is below. Returns the directories that went.
+    pub fn remove_orphans(&mut self, nodes: Vec<NodeId>) -> Result<Vec<NodeId>> {
+        let mut gone = Vec::new();
         let mut stack = nodes;
         while let Some(id) = stack.pop() {
             let Some(row) = self.node(id)? else { continue };
@@ -567,9 +567,9 @@ impl Index {
                     self.del_name(id, &name)?;
                     stack.push(child);
                 }
+                gone.push(id);
             }
             self.del_node(id)?;
-            gone += 1;
         }
         Ok(gone)
     }

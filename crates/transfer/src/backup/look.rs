@@ -2,7 +2,7 @@
 
 use super::index::SLOT_NONE;
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::{Found, OpenDir, Refused};
+use super::tree::{Found, OpenDir, Refused, Root};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Dir, Stat, is_absent, read_meta};
@@ -106,12 +106,15 @@ impl BackupUnit {
         let Some(row) = self.index.node(node)?.filter(|r| r.meta.kind != Kind::Dir) else {
             return Ok(());
         };
+        let id = FileId {
+            dev: self.tree.root(dir.root).id.dev,
+            ino: row.origin.ino,
+        };
+        if self.has_seen(c, id) {
+            return Ok(());
+        }
         self.suspect(node)?;
         if self.index.names_of(node)?.len() > 1 {
-            let id = FileId {
-                dev: self.tree.root(dir.root).id.dev,
-                ino: row.origin.ino,
-            };
             let what = What {
                 data: c.what.data,
                 mapped: c.what.mapped,
@@ -130,11 +133,11 @@ impl BackupUnit {
         mut c: BackupCommand,
         id: FileId,
     ) -> Result<(), UnitError> {
-        let roots = self.tree.roots().iter().filter(|r| r.id.dev == id.dev);
-        let slots: Vec<u32> = roots.map(|r| r.spec.slot).collect();
-        if slots.len() == 1 && self.settled_now.contains(&id) && !c.what.mapped {
+        if self.has_seen(&c, id) {
             return Ok(());
         }
+        let roots = self.tree.roots().iter().filter(|r| r.id.dev == id.dev);
+        let slots: Vec<u32> = roots.map(|r| r.spec.slot).collect();
         let mut found = false;
         // A file with names below several protected directories is a node in each.
         for slot in slots {
@@ -153,6 +156,7 @@ impl BackupUnit {
             let again = BackupCommand {
                 first: c.first,
                 since: c.since,
+                newest: c.newest.max(p.command.newest),
                 ..p.command.clone()
             };
             self.put_back.push((again, false));
@@ -544,8 +548,13 @@ impl BackupUnit {
             let watched = !compare && !c.what.doubt && !self.catching_up();
             let unsure = row.flags.has(NodeFlags::RACY) || row.flags.has(NodeFlags::PARTIAL);
             let doubt = !watched && (ctime_differs || unsure);
-            if times || told || doubt || row.flags.has(NodeFlags::SUSPECT) {
+            let suspect = row.flags.has(NodeFlags::SUSPECT);
+            let seen = !ctime_differs && !suspect && self.has_seen(c, e.stat.id);
+            if times || told && !seen || doubt || suspect {
                 return self.send_file(e, node, Some(row), c, slot);
+            }
+            if seen {
+                return Ok(());
             }
         }
         if !ctime_differs && !c.what.attr {
@@ -616,8 +625,29 @@ impl BackupUnit {
         if let Some(mut row) = self.index.node(node)? {
             row.flags = row.flags.with(NodeFlags::SUSPECT, true);
             self.index.put_node(node, &row)?;
+            let slot = |r: &&Root| r.spec.slot == row.origin.slot;
+            if let Some(root) = self.tree.roots().iter().find(slot) {
+                self.settled.forget(FileId {
+                    dev: root.id.dev,
+                    ino: row.origin.ino,
+                });
+            }
         }
         Ok(())
+    }
+
+    /// Was the file read whole after all that the command is about? Of a file that may be a node in each of several
+    /// protected directories nobody knows which of them was read.
+    pub(super) fn has_seen(&self, c: &BackupCommand, id: FileId) -> bool {
+        let alone = || {
+            self.tree
+                .roots()
+                .iter()
+                .filter(|r| r.id.dev == id.dev)
+                .count()
+                == 1
+        };
+        !c.what.mapped && self.settled.covers(id, c.newest) && alone()
     }
 
     /// It changed under our eyes: once more, after the sensor has told what happened.

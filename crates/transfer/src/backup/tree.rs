@@ -5,8 +5,12 @@ use super::index::{Index, IndexError};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
 use farwrite_fs::{Dir, HandleCache, Stat, is_absent};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+
+/// Most directories of which it is remembered which node they are.
+const IDS: usize = 4096;
 
 /// A protected directory, as configured.
 #[derive(Clone, Debug)]
@@ -81,6 +85,8 @@ pub struct Refused {
 pub struct Tree {
     roots: Vec<Root>,
     open: HandleCache<NodeId, OpenDir>,
+    /// Nodes of open directories, and of some that were open: as long as a directory is, nothing else gets its identity.
+    ids: HashMap<FileId, NodeId>,
 }
 
 impl Tree {
@@ -89,6 +95,7 @@ impl Tree {
         Tree {
             roots: Vec::new(),
             open: HandleCache::new(),
+            ids: HashMap::new(),
         }
     }
 
@@ -121,22 +128,26 @@ impl Tree {
     /// Forgets all handles below the roots: they would keep a filesystem busy.
     pub fn close_all(&mut self) {
         self.open.clear();
+        self.ids.clear();
     }
 
-    /// Forgets a directory's handle.
+    /// Forgets a directory's handle: the index does not have it any more.
     pub fn forget(&mut self, node: NodeId) {
         self.open.pop(&node);
     }
 
     /// A directory was renamed: the paths of all that is below are others now.
     pub fn renamed(&mut self) {
-        self.open.clear();
+        self.close_all();
     }
 
     /// The directory with this identity.
     pub fn by_file(&mut self, index: &Index, id: FileId) -> Result<Found, IndexError> {
         if let Some(i) = self.roots.iter().position(|r| r.id == id) {
             return Ok(Found::Open(self.root_dir(i)));
+        }
+        if let Some(dir) = self.ids.get(&id).and_then(|node| self.open.get(node)) {
+            return Ok(Found::Open(dir.clone()));
         }
         let (mut known, mut refused) = (None, None);
         let slots: Vec<u32> = self
@@ -221,15 +232,14 @@ impl Tree {
                     return Ok(if same { Err(refused) } else { Ok(None) });
                 }
             };
-            let same = match (handle.stat_self(), index.node(child)?) {
-                (Ok(stat), Some(row)) => {
-                    stat.id.dev == root.id.dev && row.is(root.spec.slot, &stat)
+            let id = match (handle.stat_self(), index.node(child)?) {
+                (Ok(stat), Some(row))
+                    if stat.id.dev == root.id.dev && row.is(root.spec.slot, &stat) =>
+                {
+                    stat.id
                 }
-                _ => false,
+                _ => return Ok(Ok(None)),
             };
-            if !same {
-                return Ok(Ok(None));
-            }
             dir = OpenDir {
                 node: child,
                 path: dir.path.join(&name),
@@ -237,6 +247,10 @@ impl Tree {
                 dir: Arc::new(handle),
             };
             self.open.put(child, dir.clone());
+            if self.ids.len() >= IDS {
+                self.ids.clear();
+            }
+            self.ids.insert(id, child);
         }
         Ok(Ok(Some(dir)))
     }

@@ -5,10 +5,11 @@ use super::batch::{BatchWriter, RecordSink, SinkClosed};
 use super::file::RANGES_HELD;
 use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
+use super::settled::{Now, Settled, Told};
 use super::tree::{OpenDir, Root, RootSpec, Tree};
 use farwrite_core::{
-    BackupCommand, BatchSeq, BytePath, Change, ChangeOp, Clock, Commit, Extent, FileId, Kind, Meta,
-    Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
+    BackupCommand, BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Clock, Commit, Extent, FileId,
+    Kind, Meta, Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -145,8 +146,10 @@ pub struct BackupUnit {
     lost_retry_at: Timestamp,
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
-    /// Those of them that were read whole and did not change meanwhile: nothing that was told before the round is news.
-    pub(super) settled_now: HashSet<FileId>,
+    pub(super) settled: Settled,
+    pub(super) now: Now,
+    /// [`BackupStats::commands`] when it was idle last.
+    commands_at_idle: u64,
     pub(super) racy: Vec<(NodeId, Timestamp)>,
     /// See [`NodeFlags::PARTIAL`]: when each was last read so.
     pub(super) partial: HashMap<NodeId, Timestamp>,
@@ -171,6 +174,14 @@ impl BackupUnit {
     /// files are synced to disk.
     pub fn set_writeback(&mut self, writeback: Writeback) {
         self.writeback = writeback;
+    }
+
+    /// What tells the last message that had been told by the time of the call ([`BackupCommand::newest`]). It is asked before a
+    /// file is read: what messages up to there are about need not be read again. Without it that holds within a round
+    /// only.
+    pub fn set_told(&mut self, told: Told) {
+        self.now.told = told;
+        self.ahead.set_now(self.now.clone());
     }
 
     /// Sets how many ranges of a large file are kept apart while it is staged (at least 1): what a test makes small.
@@ -205,12 +216,14 @@ impl BackupUnit {
             lost: Vec::new(),
             compares: HashSet::new(),
             new_dirs: HashMap::new(),
-            ahead: ReadAhead::new(clock.clone()),
+            ahead: ReadAhead::new(Now::new(clock.clone())),
             owed: HashSet::new(),
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
-            settled_now: HashSet::new(),
+            settled: Settled::default(),
+            now: Now::new(clock.clone()),
+            commands_at_idle: 0,
             incomplete: false,
             complete_at: None,
             ranges_held: RANGES_HELD,
@@ -283,7 +296,9 @@ impl BackupUnit {
         self.index.begin()?;
         self.last_batch = None;
         self.read_now.clear();
-        self.settled_now.clear();
+        let newest = commands.iter().map(|c| c.newest);
+        let known = newest.filter(|n| n.0 < u64::MAX);
+        self.settled.begin(known.max().unwrap_or_default());
         self.read_ahead(&commands)?;
         let mut departures = Vec::new();
         for c in commands {
@@ -344,6 +359,11 @@ impl BackupUnit {
     ) -> Result<Vec<BackupCommand>, UnitError> {
         self.tree.close_all();
         self.ahead.rest();
+        // One that is busy is told to be idle now and then, too.
+        if std::mem::replace(&mut self.commands_at_idle, self.stats.commands) == self.stats.commands
+        {
+            self.settled.clear();
+        }
         if self.compares.is_empty() {
             self.new_dirs.clear();
         }
@@ -372,8 +392,9 @@ impl BackupUnit {
                     ..What::default()
                 },
                 extents: None,
-                first: farwrite_core::ChangeSeq(u64::MAX),
+                first: ChangeSeq(u64::MAX),
                 since: now,
+                newest: ChangeSeq(u64::MAX),
                 attempts: 0,
             }));
         }
@@ -663,7 +684,9 @@ impl BackupUnit {
     pub(super) fn close_as(&mut self, clean: bool) -> Result<(), UnitError> {
         self.index.begin()?;
         let lost = std::mem::take(&mut self.lost);
-        self.index.remove_orphans(lost)?;
+        for dir in self.index.remove_orphans(lost)? {
+            self.tree.forget(dir);
+        }
         let state = self.index.state();
         let commit = Commit {
             seq: self.batch.seq(),
@@ -826,6 +849,7 @@ impl BackupUnit {
             extents: None,
             first: c.first,
             since: c.since,
+            newest: c.newest,
             attempts: 0,
         }
     }

@@ -1,6 +1,7 @@
 //! Applies batches to the catalog. A batch is applied whole or not at all, and one that is already in changes
 //! nothing; a batch that breaks the rules of a tree is refused by name.
 
+use super::statements::Statements;
 use super::view::{EXTENT_MAX, extent_row, name_at};
 use super::{Catalog, CatalogError, Mark, decode_meta, encode_meta, get_mark, set_mark};
 use crate::segment::LoggedBatch;
@@ -243,6 +244,7 @@ struct Known {
 /// The application of one batch.
 struct Work<'a> {
     conn: &'a Connection,
+    sql: Statements<'a>,
     batch: &'a LoggedBatch,
     seq: i64,
     first_block: u64,
@@ -276,6 +278,7 @@ impl<'a> Work<'a> {
     ) -> Self {
         Work {
             conn,
+            sql: Statements::new(conn),
             batch,
             seq: batch.commit.seq.0 as i64,
             first_block,
@@ -319,9 +322,9 @@ impl<'a> Work<'a> {
     }
 
     fn insert_blocks(&mut self) -> Step<Vec<u32>> {
-        let mut insert = self
-            .conn
-            .prepare_cached("INSERT INTO blocks VALUES(?1,?2,?3,?4,?5,?6,?7)")?;
+        let insert = self
+            .sql
+            .get("INSERT INTO blocks VALUES(?1,?2,?3,?4,?5,?6,?7)")?;
         let mut raws = Vec::with_capacity(self.batch.blocks.len());
         for (i, b) in self.batch.blocks.iter().enumerate() {
             let (stored, raw, codec) = b
@@ -346,10 +349,8 @@ impl<'a> Work<'a> {
     fn insert_batch(&mut self) -> Step {
         let c = &self.batch.commit;
         let damage = (!self.batch.damage.is_empty()).then(|| self.batch.damage.join("; "));
-        self.conn
-            .prepare_cached(
-                "INSERT INTO batches VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
-            )?
+        self.sql
+            .get("INSERT INTO batches VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)")?
             .execute((
                 self.seq,
                 c.time.sec,
@@ -412,8 +413,8 @@ impl<'a> Work<'a> {
             return Err(Rule::NoNode(node).into());
         }
         let meta = self
-            .conn
-            .prepare_cached("SELECT meta FROM attrs WHERE node=?1")?
+            .sql
+            .get("SELECT meta FROM attrs WHERE node=?1")?
             .query_row([node.0 as i64], |r| decode_meta(r.get_ref(0)?.as_blob()?))
             .optional()?
             .ok_or(Rule::NoNode(node))?;
@@ -432,8 +433,8 @@ impl<'a> Work<'a> {
         };
         let new = match self.known(node) {
             Err(Stop::Rule(_)) => {
-                self.conn
-                    .prepare_cached("INSERT INTO attrs VALUES(?1,?2,?2,?3)")?
+                self.sql
+                    .get("INSERT INTO attrs VALUES(?1,?2,?2,?3)")?
                     .execute((node.0 as i64, self.seq, encode_meta(meta)))?;
                 self.highest = self.highest.max(node);
                 self.unnamed.insert(node);
@@ -465,8 +466,8 @@ impl<'a> Work<'a> {
     fn version(&mut self, node: NodeId, meta: Option<&Meta>, content: bool) -> Step {
         let id = node.0 as i64;
         let (from, changed, before): (i64, i64, Vec<u8>) = self
-            .conn
-            .prepare_cached("SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1")?
+            .sql
+            .get("SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1")?
             .query_row([id], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
         let after = meta.map(encode_meta);
         let after = after.as_deref().unwrap_or(&before);
@@ -474,13 +475,12 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         if from < self.seq {
-            self.conn
-                .prepare_cached("INSERT INTO attrs_old VALUES(?1,?2,?3,?4,?5)")?
+            self.sql
+                .get("INSERT INTO attrs_old VALUES(?1,?2,?3,?4,?5)")?
                 .execute((id, self.seq, from, changed, &before))?;
             self.versions += 1;
         }
-        self.conn
-            .prepare_cached(
+        self.sql.get(
                 "UPDATE attrs SET from_seq=?2, meta=?3, content_seq=iif(?4, ?2, content_seq) WHERE node=?1",
             )?
             .execute((id, self.seq, after, content))?;
@@ -496,8 +496,8 @@ impl<'a> Work<'a> {
         // Nearly every name is a new one.
         if !self.insert_name(parent, name, node)? {
             let there_now: i64 = self
-                .conn
-                .prepare_cached("SELECT node FROM names WHERE parent=?1 AND name=?2")?
+                .sql
+                .get("SELECT node FROM names WHERE parent=?1 AND name=?2")?
                 .query_row((parent.0 as i64, name.as_bytes()), |r| r.get(0))?;
             if there_now == node.0 as i64 {
                 return Ok(());
@@ -510,8 +510,8 @@ impl<'a> Work<'a> {
             self.moved_dirs.insert(node);
         }
         if !self.unnamed.remove(&node) {
-            self.conn
-                .prepare_cached("DELETE FROM staged WHERE node=?1")?
+            self.sql
+                .get("DELETE FROM staged WHERE node=?1")?
                 .execute([node.0 as i64])?;
         }
         let change = NamesNode {
@@ -523,10 +523,10 @@ impl<'a> Work<'a> {
     }
 
     /// False if the name is taken.
-    fn insert_name(&self, parent: NodeId, name: &Name, node: NodeId) -> Step<bool> {
+    fn insert_name(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Step<bool> {
         let rows = self
-            .conn
-            .prepare_cached("INSERT OR IGNORE INTO names VALUES(?1,?2,?3,?4)")?
+            .sql
+            .get("INSERT OR IGNORE INTO names VALUES(?1,?2,?3,?4)")?
             .execute((parent.0 as i64, name.as_bytes(), node.0 as i64, self.seq))?;
         Ok(rows > 0)
     }
@@ -535,18 +535,16 @@ impl<'a> Work<'a> {
     fn close_name(&mut self, parent: NodeId, name: &Name) -> Step<Option<NodeId>> {
         let key = (parent.0 as i64, name.as_bytes());
         let Some((node, from)) = self
-            .conn
-            .prepare_cached(
-                "DELETE FROM names WHERE parent=?1 AND name=?2 RETURNING node, from_seq",
-            )?
+            .sql
+            .get("DELETE FROM names WHERE parent=?1 AND name=?2 RETURNING node, from_seq")?
             .query_row(key, |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)))
             .optional()?
         else {
             return Ok(None);
         };
         if from < self.seq {
-            self.conn
-                .prepare_cached("INSERT INTO names_old VALUES(?1,?2,?3,?4,?5)")?
+            self.sql
+                .get("INSERT INTO names_old VALUES(?1,?2,?3,?4,?5)")?
                 .execute((key.0, key.1, self.seq, node, from))?;
         }
         self.rows += 1;
@@ -581,8 +579,8 @@ impl<'a> Work<'a> {
     fn punch(&mut self, node: NodeId, e: Extent) -> Step {
         let (start, end) = (e.offset as i64, e.end().min(i64::MAX as u64) as i64);
         let hit: Vec<(BlockExtent, i64)> = self
-            .conn
-            .prepare_cached(
+            .sql
+            .get(
                 "SELECT offset, len, block, block_off, from_seq FROM extents
                  WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4",
             )?
@@ -613,12 +611,12 @@ impl<'a> Work<'a> {
     }
 
     fn close_extent(&mut self, node: NodeId, x: &BlockExtent, from: i64) -> Step {
-        self.conn
-            .prepare_cached("DELETE FROM extents WHERE node=?1 AND offset=?2")?
+        self.sql
+            .get("DELETE FROM extents WHERE node=?1 AND offset=?2")?
             .execute((node.0 as i64, x.offset as i64))?;
         if from < self.seq {
-            self.conn
-                .prepare_cached("INSERT INTO extents_old VALUES(?1,?2,?3,?4,?5,?6,?7)")?
+            self.sql
+                .get("INSERT INTO extents_old VALUES(?1,?2,?3,?4,?5,?6,?7)")?
                 .execute((
                     node.0 as i64,
                     self.seq,
@@ -634,8 +632,8 @@ impl<'a> Work<'a> {
     }
 
     fn insert_extent(&mut self, node: NodeId, x: BlockExtent) -> Step {
-        self.conn
-            .prepare_cached("INSERT INTO extents VALUES(?1,?2,?3,?4,?5,?6)")?
+        self.sql
+            .get("INSERT INTO extents VALUES(?1,?2,?3,?4,?5,?6)")?
             .execute((
                 node.0 as i64,
                 x.offset as i64,
@@ -698,11 +696,9 @@ impl<'a> Work<'a> {
     }
 
     /// The first [`PIECES`] extents of a file that reach into `source` and end behind `start`.
-    fn pieces(&self, from: NodeId, source: Extent, start: u64) -> Step<Vec<BlockExtent>> {
+    fn pieces(&mut self, from: NodeId, source: Extent, start: u64) -> Step<Vec<BlockExtent>> {
         let start = start as i64;
-        Ok(self
-            .conn
-            .prepare_cached(
+        Ok(self.sql.get(
                 "SELECT offset, len, block, block_off FROM extents
                  WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4 ORDER BY offset LIMIT ?5",
             )?
@@ -725,8 +721,8 @@ impl<'a> Work<'a> {
         }
         let staged = self.unnamed.remove(&node)
             || self
-                .conn
-                .prepare_cached("DELETE FROM staged WHERE node=?1")?
+                .sql
+                .get("DELETE FROM staged WHERE node=?1")?
                 .execute([node.0 as i64])?
                 > 0;
         if !staged {
@@ -744,13 +740,13 @@ impl<'a> Work<'a> {
             "INSERT INTO extents_old SELECT node, ?2, offset, len, block, block_off, from_seq FROM extents
              WHERE node=?1 AND from_seq<?2",
         ] {
-            self.rows += self.conn.prepare_cached(sql)?.execute((id, self.seq))? as u64;
+            self.rows += self.sql.get(sql)?.execute((id, self.seq))? as u64;
         }
         for sql in [
             "DELETE FROM attrs WHERE node=?1",
             "DELETE FROM extents WHERE node=?1",
         ] {
-            self.conn.prepare_cached(sql)?.execute([id])?;
+            self.sql.get(sql)?.execute([id])?;
         }
         self.known.remove(&node);
         self.content_end.remove(&node);
@@ -782,10 +778,10 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn has_name(&self, node: NodeId) -> Step<bool> {
+    fn has_name(&mut self, node: NodeId) -> Step<bool> {
         Ok(self
-            .conn
-            .prepare_cached("SELECT 1 FROM names WHERE node=?1 LIMIT 1")?
+            .sql
+            .get("SELECT 1 FROM names WHERE node=?1 LIMIT 1")?
             .exists([node.0 as i64])?)
     }
 
@@ -810,8 +806,8 @@ impl<'a> Work<'a> {
             self.check_place(dir, &mut good)?;
         }
         for node in std::mem::take(&mut self.unnamed) {
-            self.conn
-                .prepare_cached("INSERT OR IGNORE INTO staged VALUES(?1)")?
+            self.sql
+                .get("INSERT OR IGNORE INTO staged VALUES(?1)")?
                 .execute([node.0 as i64])?;
         }
         Ok(())
@@ -820,8 +816,8 @@ impl<'a> Work<'a> {
     /// Ends every name in a directory that is gone; returns what they named.
     fn close_children(&mut self, dir: NodeId) -> Step<Vec<NodeId>> {
         let names: Vec<Name> = self
-            .conn
-            .prepare_cached("SELECT name FROM names WHERE parent=?1")?
+            .sql
+            .get("SELECT name FROM names WHERE parent=?1")?
             .query_map([dir.0 as i64], |r| name_at(r, 0))?
             .collect::<Result<_, _>>()?;
         let mut nodes = Vec::with_capacity(names.len());
@@ -848,8 +844,8 @@ impl<'a> Work<'a> {
         let mut at = dir;
         while !good.contains(&at) {
             let parents: Vec<i64> = self
-                .conn
-                .prepare_cached("SELECT parent FROM names WHERE node=?1 LIMIT 2")?
+                .sql
+                .get("SELECT parent FROM names WHERE node=?1 LIMIT 2")?
                 .query_map([at.0 as i64], |r| r.get(0))?
                 .collect::<Result<_, _>>()?;
             match parents[..] {

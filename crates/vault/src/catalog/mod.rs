@@ -4,6 +4,7 @@
 mod apply;
 mod forget;
 mod schema;
+mod statements;
 mod view;
 
 pub use apply::{Applied, Delta, NamesNode, Violation};

@@ -1,0 +1,81 @@
+//! Which messages are no news any more: those that were told before the file that they are about was read.
+//!
+//! A new directory is compared as a whole, and the messages about the files in it come behind: without this each of them
+//! would be read once more.
+
+use farwrite_core::{ChangeSeq, Clock, FileId, Timestamp};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Files remembered; of more, those of before are read again if a message about them comes.
+const FILES: usize = 100_000;
+
+/// Tells the last message that has been told so far. Asked often, by several threads: it does not block.
+pub type Told = Arc<dyn Fn() -> ChangeSeq + Send + Sync>;
+
+/// What time it is, by the clock and by the messages.
+#[derive(Clone)]
+pub(super) struct Now {
+    pub clock: Arc<dyn Clock>,
+    pub told: Told,
+}
+
+/// When a read began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    pub at: Timestamp,
+    /// All messages up to this one are about what was there to be read.
+    pub told: ChangeSeq,
+}
+
+impl Now {
+    /// By the clock alone.
+    pub fn new(clock: Arc<dyn Clock>) -> Now {
+        let told = Arc::new(|| ChangeSeq(0));
+        Now { clock, told }
+    }
+
+    pub fn look(&self) -> Start {
+        let told = (self.told)();
+        let at = self.clock.now();
+        Start { at, told }
+    }
+}
+
+/// The files that were read whole and did not change meanwhile, each with the last message that had been told before.
+#[derive(Default)]
+pub(super) struct Settled {
+    files: HashMap<FileId, ChangeSeq>,
+    /// The newest message of this round: it was told before anything was read in it.
+    round: ChangeSeq,
+}
+
+impl Settled {
+    /// A round begins, with commands that stand for messages up to `newest`.
+    pub fn begin(&mut self, newest: ChangeSeq) {
+        self.round = newest;
+    }
+
+    /// It was read, from `told` on.
+    pub fn note(&mut self, file: FileId, told: ChangeSeq) {
+        if self.files.len() >= FILES && !self.files.contains_key(&file) {
+            self.files.clear();
+        }
+        self.files.insert(file, told.max(self.round));
+    }
+
+    /// What was read of it is not to be relied on.
+    pub fn forget(&mut self, file: FileId) {
+        self.files.remove(&file);
+    }
+
+    /// Nothing is on its way any more about which it would matter.
+    pub fn clear(&mut self) {
+        self.files = HashMap::new();
+    }
+
+    /// Was it read after the message `newest`?
+    pub fn covers(&self, file: FileId, newest: ChangeSeq) -> bool {
+        self.files.get(&file).is_some_and(|told| newest <= *told)
+    }
+}
