@@ -270,7 +270,9 @@ impl DirtySet {
         };
         let key = put.target.clone();
         let attempts = c.attempts;
-        self.put(put, c.what, c.extents, true);
+        // A directory's own attributes, round after round: they keep their turn, or it would never come.
+        let keeps_turn = matches!(key, Target::Directory(_)) && !c.what.compare;
+        self.put(put, c.what, c.extents, !keeps_turn);
         if let Some(e) = self.entries.get_mut(&key) {
             e.after_drain = wait;
             e.command.attempts = e.command.attempts.max(attempts);

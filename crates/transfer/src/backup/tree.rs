@@ -51,6 +51,8 @@ pub struct OpenDir {
     pub path: BytePath,
     /// Which root.
     pub root: usize,
+    /// Its identity.
+    pub id: FileId,
     /// The handle; stays on the directory wherever that is moved.
     pub dir: Arc<Dir>,
 }
@@ -244,6 +246,7 @@ impl Tree {
                 node: child,
                 path: dir.path.join(&name),
                 root: dir.root,
+                id,
                 dir: Arc::new(handle),
             };
             self.open.put(child, dir.clone());
@@ -276,6 +279,7 @@ impl Tree {
             node: r.node,
             path: r.spec.path.clone(),
             root: i,
+            id: r.id,
             dir: r.place.dir.clone(),
         }
     }

@@ -28,6 +28,8 @@ const LOSS_TOLD: Duration = Duration::from_secs(3);
 pub(super) const PARTIAL_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
+/// A round of this many commands is one of several.
+const BACKLOG: usize = 2048;
 /// Files that one round tells of.
 pub const FILES_TOLD: usize = 256;
 /// A file that was read whole in less time than this may be read again as often as it changes.
@@ -132,6 +134,8 @@ pub struct BackupUnit {
     /// Files sent in this round, if somebody wants to know.
     pub(super) files: Option<Vec<SentFile>>,
     pub(super) touched: BTreeSet<NodeId>,
+    /// More commands are waiting than this round takes.
+    backlog: bool,
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
     pub(super) compares: HashSet<FileId>,
@@ -213,6 +217,7 @@ impl BackupUnit {
             searches: Vec::new(),
             files: None,
             touched: BTreeSet::new(),
+            backlog: false,
             lost: Vec::new(),
             compares: HashSet::new(),
             new_dirs: HashMap::new(),
@@ -300,6 +305,8 @@ impl BackupUnit {
         let known = newest.filter(|n| n.0 < u64::MAX);
         self.settled.begin(known.max().unwrap_or_default());
         self.read_ahead(&commands)?;
+        self.backlog = commands.len() >= BACKLOG;
+        let oldest = commands.iter().map(|c| (c.first, c.since)).min();
         let mut departures = Vec::new();
         for c in commands {
             self.stats.commands += 1;
@@ -315,7 +322,10 @@ impl BackupUnit {
             self.close_if_full()?;
         }
         self.ahead.end();
-        self.refresh_touched()?;
+        match oldest.filter(|_| self.backlog) {
+            Some(oldest) => self.refresh_touched_later(oldest)?,
+            None => self.refresh_touched()?,
+        }
         self.close(quiet)?;
         self.note_completeness(&mut || false)?;
         Ok(RoundReport {
@@ -648,6 +658,34 @@ impl BackupUnit {
         Ok(())
     }
 
+    /// Puts the same into the queue: with many commands waiting, a directory is touched by round after round.
+    fn refresh_touched_later(
+        &mut self,
+        (first, since): (ChangeSeq, Timestamp),
+    ) -> Result<(), UnitError> {
+        for node in std::mem::take(&mut self.touched) {
+            let Some(dir) = self.tree.open_node(&self.index, node)? else {
+                self.touched.insert(node);
+                continue;
+            };
+            let later = BackupCommand {
+                path: dir.path,
+                target: Target::Directory(dir.id),
+                what: What {
+                    attr: true,
+                    ..What::default()
+                },
+                extents: None,
+                first,
+                since,
+                newest: ChangeSeq(0),
+                attempts: 0,
+            };
+            self.put_back.push((later, false));
+        }
+        Ok(())
+    }
+
     /// Sends a directory's own attributes.
     pub(super) fn refresh_dir(
         &mut self,
@@ -665,7 +703,9 @@ impl BackupUnit {
 
     pub(super) fn close_if_full(&mut self) -> Result<(), UnitError> {
         if self.batch.is_full() {
-            self.refresh_touched()?;
+            if !self.backlog {
+                self.refresh_touched()?;
+            }
             self.close(&mut || false)?;
             self.index.begin()?;
         }
