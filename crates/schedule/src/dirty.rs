@@ -8,7 +8,7 @@ use farwrite_core::command::{BackupCommand, Target, What};
 use farwrite_core::{
     BytePath, Change, ChangeOp, ChangeSeq, Extent, ExtentSet, FileId, Timestamp, limits,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::time::{Duration, Instant};
 
 /// Files that rest, or have rested lately, at the same time; of more, the further ones do not.
@@ -232,25 +232,27 @@ impl DirtySet {
             .retain(|_, rest| now.is_none_or(|n| rest.until + LATELY > n));
         let mut out = Taken::default();
         let mut comparing = self.comparing > 0;
-        let (entries, drains, resting) = (&self.entries, self.drains, &self.resting);
-        let due = |target: &Target| entries[target].due(drains, resting, now) == Due::Now;
-        let mut order = self.order.extract_if(.., |_, target| due(target));
-        let tickets: Vec<(u64, Target)> = order.by_ref().take(max).collect();
-        drop(order);
-        if let Some((last, _)) = tickets.last().filter(|_| tickets.len() == max) {
-            out.more = self.order.range(last..).any(|(_, target)| due(target));
-        }
-        out.commands.reserve(tickets.len());
-        for (_, target) in tickets {
-            let entry = self
-                .entries
-                .remove(&target)
-                .expect("every ticket has its entry");
+        let mut stay = Vec::new();
+        while let Some((ticket, target)) = self.order.pop_first() {
+            let hash_map::Entry::Occupied(entry) = self.entries.entry(target) else {
+                unreachable!("every ticket has its entry");
+            };
+            let due = entry.get().due(self.drains, &self.resting, now) == Due::Now;
+            out.more = due && out.commands.len() >= max;
+            if !due || out.more {
+                stay.push((ticket, entry.key().clone()));
+                if out.more {
+                    break;
+                }
+                continue;
+            }
+            let entry = entry.remove();
             self.drop_first(entry.command.first);
             comparing |= entry.command.what.compare;
             self.comparing -= usize::from(entry.command.what.compare);
             out.commands.push(entry.command);
         }
+        self.order.extend(stay);
         if comparing {
             out.commands.iter_mut().for_each(|c| c.what.doubt = true);
         }

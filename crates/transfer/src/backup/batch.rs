@@ -7,6 +7,9 @@ use farwrite_core::op::Chain;
 use farwrite_core::record::Record;
 use farwrite_core::{BatchSeq, Commit, Op, limits};
 
+/// Room for so many operations is kept from one batch to the next.
+const OPS_KEPT: usize = 1 << 14;
+
 /// Where records go. Blocks while the network does not take more.
 pub trait RecordSink {
     /// Sends one record; the records of a batch come in order and end with its `Commit`.
@@ -126,7 +129,7 @@ impl BatchWriter {
         save: impl FnOnce(&Commit) -> Result<(), E>,
     ) -> Result<Commit, E> {
         self.last_blocks()?;
-        let ops = std::mem::take(&mut self.ops);
+        let mut ops = std::mem::take(&mut self.ops);
         for record in encode_ops(self.seq, &ops) {
             self.send(record)?;
         }
@@ -142,6 +145,10 @@ impl BatchWriter {
         self.chain = Chain::new(&commit.chain);
         self.blocks = 0;
         self.data_bytes = 0;
+        if ops.capacity() <= OPS_KEPT {
+            ops.clear();
+            self.ops = ops;
+        }
         Ok(commit)
     }
 

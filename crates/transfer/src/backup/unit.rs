@@ -641,11 +641,7 @@ impl BackupUnit {
     /// Brings the attributes of directories whose names changed up to date: their mtime changed without a message.
     fn refresh_touched(&mut self) -> Result<(), UnitError> {
         for node in std::mem::take(&mut self.touched) {
-            let Some(dir) = self.tree.open_node(&self.index, node)? else {
-                // Moved, and the message about it is still to come: once more then.
-                if self.index.node(node)?.is_some() {
-                    self.touched.insert(node);
-                }
+            let Some(dir) = self.open_touched(node)? else {
                 continue;
             };
             let (Ok(stat), Some(row)) = (dir.dir.stat_self(), self.index.node(node)?) else {
@@ -658,14 +654,22 @@ impl BackupUnit {
         Ok(())
     }
 
+    fn open_touched(&mut self, node: NodeId) -> Result<Option<OpenDir>, UnitError> {
+        let dir = self.tree.open_node(&self.index, node)?;
+        if dir.is_none() && self.index.node(node)?.is_some() {
+            // Moved, and the message about it is still to come: once more then.
+            self.touched.insert(node);
+        }
+        Ok(dir)
+    }
+
     /// Puts the same into the queue: with many commands waiting, a directory is touched by round after round.
     fn refresh_touched_later(
         &mut self,
         (first, since): (ChangeSeq, Timestamp),
     ) -> Result<(), UnitError> {
         for node in std::mem::take(&mut self.touched) {
-            let Some(dir) = self.tree.open_node(&self.index, node)? else {
-                self.touched.insert(node);
+            let Some(dir) = self.open_touched(node)? else {
                 continue;
             };
             let later = BackupCommand {

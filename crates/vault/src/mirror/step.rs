@@ -14,6 +14,8 @@ type Result<T = ()> = std::result::Result<T, MirrorError>;
 
 const BEFORE: usize = 0;
 const AFTER: usize = 1;
+/// Directories of which something is known from one step to the next; of more, nothing is.
+const DIRS_KNOWN: usize = 4096;
 
 /// Where a directory went in this step.
 #[derive(Clone)]
@@ -21,6 +23,38 @@ enum Moved {
     Held,
     Dead,
     Placed(NodeId, Name),
+}
+
+/// What is known of directories at the end of a step, for the next.
+#[derive(Default)]
+pub(super) struct Known {
+    at: BatchSeq,
+    /// See [`Step::rooted`].
+    rooted: HashSet<NodeId>,
+    inherits: HashMap<NodeId, bool>,
+}
+
+impl Known {
+    /// What of it is still so in a step from `from` on that changes `delta`: before, after; and who inherits.
+    fn at(self, from: BatchSeq, delta: &Delta) -> ([HashSet<NodeId>; 2], HashMap<NodeId, bool>) {
+        if self.at != from {
+            return Default::default();
+        }
+        let Known {
+            rooted,
+            mut inherits,
+            ..
+        } = self;
+        inherits.retain(|dir, _| !delta.nodes.contains_key(dir));
+        // All directories above one of them are among them.
+        let moved = |n: NodeId| rooted.contains(&n);
+        let mut names = delta.names.values().filter(|c| c.before != c.after);
+        let after = match names.any(|c| c.before.is_some_and(moved)) {
+            true => HashSet::new(),
+            false => rooted.clone(),
+        };
+        ([rooted, after], inherits)
+    }
 }
 
 pub(super) struct Step<'a> {
@@ -53,6 +87,7 @@ impl<'a> Step<'a> {
         from: BatchSeq,
         delta: &'a Delta,
     ) -> Self {
+        let (rooted, inherits) = std::mem::take(&mut mirror.known).at(from, delta);
         Step {
             mirror,
             old: catalog.view(from),
@@ -64,9 +99,9 @@ impl<'a> Step<'a> {
             made: HashSet::new(),
             changed: HashSet::new(),
             touched: HashSet::new(),
-            inherits: HashMap::new(),
+            inherits,
             many: false,
-            rooted: Default::default(),
+            rooted,
         }
     }
 
@@ -124,7 +159,16 @@ impl<'a> Step<'a> {
             self.refresh(node)?;
         }
         self.mirror.tidy_ahead(self.new)?;
-        self.finish_dirs()
+        self.finish_dirs()?;
+        let [_, rooted] = self.rooted;
+        if rooted.len().max(self.inherits.len()) <= DIRS_KNOWN {
+            self.mirror.known = Known {
+                at: self.new.at(),
+                rooted,
+                inherits: self.inherits,
+            };
+        }
+        Ok(())
     }
 
     fn remove_held(&mut self, name: &Name) -> Result<u64> {
