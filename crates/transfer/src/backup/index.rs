@@ -9,8 +9,9 @@ use super::rows::{NodeFlags, NodeRow, Undo};
 use farwrite_core::op::Chain;
 use farwrite_core::{BatchSeq, Commit, Epoch, Name, NodeId, Op, Timestamp};
 use farwrite_fs::Stat;
+use farwrite_sql::Database;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_bytes::ByteBuf;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -78,7 +79,7 @@ pub struct IndexState {
 
 /// See the module. One thread at a time.
 pub struct Index {
-    db: Connection,
+    db: Database,
     path: PathBuf,
     state: IndexState,
     undo: Vec<Undo>,
@@ -124,7 +125,7 @@ impl Index {
         }
         db.execute_batch(UNDO_PARTS).map_err(sql)?;
         let mut index = Index {
-            db,
+            db: Database::new(db),
             path: path.to_owned(),
             state: IndexState::default(),
             undo: Vec::new(),
@@ -411,41 +412,38 @@ impl Index {
     /// Nodes with this inode number, newest first. More than one only while a deleted file's successor is already
     /// known.
     pub fn by_ino(&self, slot: u32, ino: u64) -> Result<Vec<(NodeId, NodeRow)>> {
-        let mut s = self
-            .prepare("SELECT id, data FROM nodes WHERE ino = ?1 AND slot = ?2 ORDER BY id DESC")?;
-        let rows = s.query_map(params![ino as i64, slot], |r| {
-            Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get(1)?))
-        });
-        let mut out = Vec::new();
-        for row in rows.map_err(|e| self.sql(e))? {
-            let (id, blob): (NodeId, Vec<u8>) = row.map_err(|e| self.sql(e))?;
-            out.push((id, self.decode(&blob)?));
-        }
-        Ok(out)
+        let sql = "SELECT id, data FROM nodes WHERE ino = ?1 AND slot = ?2 ORDER BY id DESC";
+        let rows = self.rows(sql, params![ino as i64, slot], |r| {
+            Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get::<_, Vec<u8>>(1)?))
+        })?;
+        let decoded = rows
+            .into_iter()
+            .map(|(id, blob)| Ok((id, self.decode(&blob)?)));
+        decoded.collect()
     }
 
     /// What has this name.
     pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
-        self.prepare("SELECT node FROM names WHERE parent = ?1 AND name = ?2")?
-            .query_row(params![parent.0 as i64, name.as_bytes()], |r| {
-                Ok(NodeId(r.get::<_, i64>(0)? as u64))
+        let sql = "SELECT node FROM names WHERE parent = ?1 AND name = ?2";
+        let row = |r: &Row<'_>| Ok(NodeId(r.get::<_, i64>(0)? as u64));
+        self.db
+            .with(sql, |s| {
+                s.query_row(params![parent.0 as i64, name.as_bytes()], row)
+                    .optional()
             })
-            .optional()
             .map_err(|e| self.sql(e))
     }
 
     /// All names of a node.
     pub fn names_of(&self, node: NodeId) -> Result<Vec<(NodeId, Name)>> {
-        let mut s = self.prepare("SELECT parent, name FROM names WHERE node = ?1")?;
-        let rows = s.query_map([node.0 as i64], |r| {
+        let sql = "SELECT parent, name FROM names WHERE node = ?1";
+        let rows = self.rows(sql, [node.0 as i64], |r| {
             Ok((NodeId(r.get::<_, i64>(0)? as u64), r.get::<_, Vec<u8>>(1)?))
-        });
-        let mut out = Vec::new();
-        for row in rows.map_err(|e| self.sql(e))? {
-            let (parent, name) = row.map_err(|e| self.sql(e))?;
-            out.push((parent, self.name(name)?));
-        }
-        Ok(out)
+        })?;
+        let named = rows
+            .into_iter()
+            .map(|(parent, name)| Ok((parent, self.name(name)?)));
+        named.collect()
     }
 
     /// A directory's entries with their rows, in byte order of names.
@@ -658,6 +656,7 @@ impl Index {
     /// Nodes in the index.
     pub fn count(&self) -> Result<u64> {
         self.db
+            .conn()
             .query_row("SELECT count(*) FROM nodes", [], |r| r.get::<_, i64>(0))
             .map(|n| n as u64)
             .map_err(|e| self.sql(e))
@@ -699,12 +698,18 @@ impl Index {
         self.insert_node(PUT_NODE, id, blob, row)
     }
 
-    fn insert_node(&self, sql: &str, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
+    fn insert_node(&self, sql: &'static str, id: NodeId, blob: &[u8], row: &NodeRow) -> Result<()> {
         let (slot, ino, sought) = key_columns(row);
         self.run(sql, params![id.0 as i64, slot, ino, sought, blob])
     }
 
-    fn insert_name(&self, sql: &str, parent: NodeId, name: &Name, node: NodeId) -> Result<()> {
+    fn insert_name(
+        &self,
+        sql: &'static str,
+        parent: NodeId,
+        name: &Name,
+        node: NodeId,
+    ) -> Result<()> {
         self.run(
             sql,
             params![parent.0 as i64, name.as_bytes(), node.0 as i64],
@@ -732,9 +737,9 @@ impl Index {
     }
 
     fn node_blob(&self, id: NodeId) -> Result<Option<Vec<u8>>> {
-        self.prepare("SELECT data FROM nodes WHERE id = ?1")?
-            .query_row([id.0 as i64], |r| r.get(0))
-            .optional()
+        let sql = "SELECT data FROM nodes WHERE id = ?1";
+        self.db
+            .with(sql, |s| s.query_row([id.0 as i64], |r| r.get(0)).optional())
             .map_err(|e| self.sql(e))
     }
 
@@ -795,6 +800,7 @@ impl Index {
     fn load_state(&self) -> Result<Option<IndexState>> {
         let blob: Option<Vec<u8>> = self
             .db
+            .conn()
             .query_row("SELECT value FROM meta WHERE key = 'state'", [], |r| {
                 r.get(0)
             })
@@ -840,18 +846,29 @@ impl Index {
     }
 
     fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>> {
-        self.db.prepare_cached(sql).map_err(|e| self.sql(e))
+        self.db.conn().prepare_cached(sql).map_err(|e| self.sql(e))
     }
 
-    fn run(&self, sql: &str, p: impl rusqlite::Params) -> Result<()> {
-        self.prepare(sql)?
-            .execute(p)
+    fn run(&self, sql: &'static str, p: impl rusqlite::Params) -> Result<()> {
+        self.db
+            .with(sql, |s| s.execute(p))
             .map(|_| ())
             .map_err(|e| self.sql(e))
     }
 
+    fn rows<T>(
+        &self,
+        sql: &'static str,
+        p: impl rusqlite::Params,
+        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        self.db
+            .with(sql, |s| s.query_map(p, row)?.collect())
+            .map_err(|e| self.sql(e))
+    }
+
     fn exec(&self, sql: &str) -> Result<()> {
-        self.db.execute_batch(sql).map_err(|e| self.sql(e))
+        self.db.conn().execute_batch(sql).map_err(|e| self.sql(e))
     }
 
     fn sql(&self, source: rusqlite::Error) -> IndexError {

@@ -1,13 +1,13 @@
 //! Applies batches to the catalog. A batch is applied whole or not at all, and one that is already in changes
 //! nothing; a batch that breaks the rules of a tree is refused by name.
 
-use super::statements::Statements;
 use super::view::{EXTENT_MAX, extent_row, name_at};
 use super::{Catalog, CatalogError, Mark, decode_meta, encode_meta, get_mark, set_mark};
 use crate::segment::LoggedBatch;
 use farwrite_core::history::BlockExtent;
 use farwrite_core::op::BadOp;
 use farwrite_core::{BatchSeq, Extent, ExtentSet, Kind, Meta, Name, NodeId, Op, limits};
+use farwrite_sql::Statements;
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::{HashMap, HashSet};
 

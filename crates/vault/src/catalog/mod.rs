@@ -4,7 +4,6 @@
 mod apply;
 mod forget;
 mod schema;
-mod statements;
 mod view;
 
 pub use apply::{Applied, Delta, NamesNode, Violation};
