@@ -15,6 +15,8 @@ use std::collections::{HashMap, HashSet};
 const BATCH_ROWS_MAX: u64 = 128_000_000;
 /// Extents of a file that a copy holds in memory.
 const PIECES: usize = 65_536;
+/// Nodes of which a delta has the attributes.
+const MADE_KEPT: usize = 20_000;
 /// Ranges of one file that a delta keeps apart.
 const DELTA_RANGES: usize = 256;
 
@@ -26,6 +28,10 @@ pub struct Delta {
     pub names: HashMap<(NodeId, Name), NamesNode>,
     /// Nodes that are new or have other attributes or content; `true`: they did not exist before.
     pub nodes: HashMap<NodeId, bool>,
+    /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
+    pub made: HashMap<NodeId, Meta>,
+    /// Nodes that are gone and did exist before the batch in which they went.
+    pub ended: Vec<NodeId>,
     /// Ranges of files with other bytes.
     pub content: HashMap<NodeId, ExtentSet>,
     /// A new epoch began: nothing that was there before is there.
@@ -210,6 +216,14 @@ impl Delta {
         for (key, change) in later.names {
             self.name(key, change);
         }
+        if later.cleared {
+            self.made.clear();
+        }
+        let other = later.nodes.keys().chain(&later.ended);
+        other.for_each(|node| drop(self.made.remove(node)));
+        let room = MADE_KEPT.saturating_sub(self.made.len());
+        self.made.extend(later.made.into_iter().take(room));
+        self.ended.extend(later.ended);
         for (node, new) in later.nodes {
             self.nodes.entry(node).or_insert(new);
         }
@@ -440,6 +454,9 @@ impl<'a> Work<'a> {
                 self.unnamed.insert(node);
                 self.content_end.insert(node, 0);
                 self.versions += 1;
+                if self.delta.made.len() < MADE_KEPT {
+                    self.delta.made.insert(node, meta.clone());
+                }
                 true
             }
             Err(e) => return Err(e),
@@ -453,6 +470,9 @@ impl<'a> Work<'a> {
                     self.delta.range(node, cut);
                 }
                 self.version(node, Some(meta), meta.size != before.size)?;
+                if let Some(made) = self.delta.made.get_mut(&node) {
+                    made.clone_from(meta);
+                }
                 false
             }
         };
@@ -751,7 +771,10 @@ impl<'a> Work<'a> {
         self.known.remove(&node);
         self.content_end.remove(&node);
         self.written.remove(&node);
-        self.delta.nodes.remove(&node);
+        if self.delta.nodes.remove(&node) != Some(true) {
+            self.delta.ended.push(node);
+        }
+        self.delta.made.remove(&node);
         self.delta.content.remove(&node);
         Ok(())
     }

@@ -4,8 +4,9 @@
 
 use super::{At, Mirror, MirrorError, has_default_acl, hold_name};
 use crate::catalog::{Catalog, Delta, NodeRow, View};
-use farwrite_core::{BatchSeq, ExtentSet, Kind, Name, NodeId};
+use farwrite_core::{BatchSeq, ExtentSet, Kind, Meta, Name, NodeId};
 use farwrite_fs::Dir;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -229,8 +230,7 @@ impl<'a> Step<'a> {
         let names = self.new.names_of(node, 2)?;
         let alive = !names.is_empty();
         let is_dir = if alive {
-            let row = self.new.node(node)?;
-            row.is_some_and(|r| r.meta.kind == Kind::Dir)
+            self.meta(node)?.is_some_and(|m| m.kind == Kind::Dir)
         } else {
             match dir.unlink(name) {
                 Ok(()) => {
@@ -317,10 +317,10 @@ impl<'a> Step<'a> {
         {
             return Ok(());
         }
-        let Some(row) = self.new.node(node)? else {
+        let Some(meta) = self.meta(node)? else {
             return Ok(());
         };
-        if row.meta.kind == Kind::Dir {
+        if meta.kind == Kind::Dir {
             return self.bring_dir(node, coming);
         }
         let dir = self.dir(parent)?;
@@ -339,16 +339,15 @@ impl<'a> Step<'a> {
             self.mirror.wait_for_writers()?;
             from.link(&n, &dir, name).map_err(fail)?;
         } else {
-            let is_file = row.meta.kind == Kind::File;
-            if is_file
+            let (view, meta) = (self.new, &*meta);
+            if meta.kind == Kind::File
                 && self
                     .mirror
-                    .place_ahead(self.new, node, &row.meta, (&dir, name), false)?
+                    .place_ahead(view, node, meta, (&dir, name), false)?
             {
                 self.mirror.stats.files_made += 1;
             } else {
                 let inherits = self.inherits(parent)?;
-                let (view, meta) = (self.new, &row.meta);
                 let mirror = &mut *self.mirror;
                 let many = self.many;
                 if !many || !mirror.hand_over(view, node, meta, (&dir, name), inherits)? {
@@ -535,14 +534,23 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
+    /// A node's attributes, after.
+    fn meta(&self, node: NodeId) -> Result<Option<Cow<'a, Meta>>> {
+        let delta = self.delta;
+        if let Some(made) = delta.made.get(&node) {
+            return Ok(Some(Cow::Borrowed(made)));
+        }
+        Ok(self.new.node(node)?.map(|r| Cow::Owned(r.meta)))
+    }
+
     fn finish_dirs(&mut self) -> Result {
         for node in std::mem::take(&mut self.touched) {
             if node == NodeId::ROOT || !self.is_rooted(AFTER, node)? {
                 continue;
             }
-            if let Some(row) = self.new.node(node)? {
+            if let Some(meta) = self.meta(node)? {
                 let dir = self.dir(node)?;
-                self.mirror.set_meta(&dir, None, &row.meta)?;
+                self.mirror.set_meta(&dir, None, &meta)?;
             }
         }
         Ok(())

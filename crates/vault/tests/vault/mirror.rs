@@ -113,6 +113,11 @@ impl Bench {
         }
         let applied = self.catalog.apply(&logged).unwrap();
         assert_eq!(applied.violation, None);
+        let view = self.catalog.view(self.catalog.applied());
+        for (node, made) in &applied.delta.made {
+            let row = view.node(*node).unwrap();
+            assert_eq!(row.map(|r| r.meta).as_ref(), Some(made), "{node}");
+        }
         applied.delta
     }
 
