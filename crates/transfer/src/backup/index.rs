@@ -103,9 +103,7 @@ impl Index {
         // Statements are not planned anew for each value that is bound to them.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
             .map_err(sql)?;
-        db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-        db.pragma_update(None, "synchronous", "NORMAL")
-            .map_err(sql)?;
+        farwrite_sql::write_ahead(&db).map_err(sql)?;
         db.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))
             .map_err(sql)?;
         db.pragma_update(None, "temp_store", "MEMORY")

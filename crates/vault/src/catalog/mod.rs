@@ -323,8 +323,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     conn.busy_timeout(BUSY)?;
     // Otherwise a statement is planned anew whenever other values are bound to it, which was a quarter of all work here.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
-    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    farwrite_sql::write_ahead(&conn)?;
     conn.pragma_update(None, "cache_size", -65536)?;
     conn.pragma_update(None, "soft_heap_limit", HEAP_BYTES)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
