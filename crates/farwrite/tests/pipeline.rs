@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,10 @@ struct Sim {
     exact: bool,
     /// See [`BackupUnit::set_ranges_held`].
     ranges_held: Option<usize>,
+    /// See [`BackupUnit::set_backlog`].
+    backlog: Option<usize>,
+    /// The unit is told how far the messages are.
+    told: Option<Arc<AtomicU64>>,
     limit: usize,
     /// Messages that may not have reached the vault.
     journal: Vec<(ChangeSeq, Change)>,
@@ -91,6 +96,8 @@ impl Sim {
         let limit = if chance.one_in(2) { 40 } else { 100_000 };
         let exact = chance.one_in(2);
         let ranges_held = chance.one_in(2).then(|| 1 + chance.below(4) as usize);
+        let backlog = chance.one_in(2).then(|| 1 + chance.below(12) as usize);
+        let told = chance.one_in(2).then(Arc::default);
         let mut sim = Sim {
             index_path: tmp.path().join("index.db"),
             _tmp: tmp,
@@ -104,6 +111,8 @@ impl Sim {
             chance,
             exact,
             ranges_held,
+            backlog,
+            told,
             limit,
             journal: Vec::new(),
             acked: BatchSeq(0),
@@ -148,6 +157,10 @@ impl Sim {
         let mut unit = BackupUnit::new(index, vec![spec], sink, Arc::new(SystemClock::default()))
             .expect("starts");
         self.ranges_held.inspect(|&max| unit.set_ranges_held(max));
+        self.backlog.inspect(|&many| unit.set_backlog(many));
+        if let Some(told) = self.told.clone() {
+            unit.set_told(Arc::new(move || ChangeSeq(told.load(Ordering::Relaxed))));
+        }
         unit
     }
 
@@ -163,6 +176,10 @@ impl Sim {
             self.dirty.insert(ChangeSeq(self.seq), c);
             self.journal.push((ChangeSeq(self.seq), c.clone()));
         }
+        let seq = self.seq;
+        self.told
+            .iter()
+            .for_each(|t| t.store(seq, Ordering::Relaxed));
     }
 
     fn change(&mut self, path: &Path, op: ChangeOp) -> Change {
@@ -735,6 +752,122 @@ fn what_is_read_and_sent_follows_the_bytes_that_changed() {
             (8092, 8092),
             "the last block, by its new length"
         );
+        sim.check();
+    }
+}
+
+/// A simulation of rounds of one command, whose unit is told how far the messages are.
+fn told_sim() -> Sim {
+    let mut sim = Sim::new(Chance::from_env());
+    (sim.exact, sim.ranges_held, sim.backlog) = (false, None, None);
+    sim.told = Some(Arc::default());
+    sim.start();
+    sim.settle();
+    sim
+}
+
+#[test]
+fn what_was_told_before_a_file_was_read_does_not_have_it_read_again() {
+    let mut sim = told_sim();
+    let dir = sim.root.join("d");
+    fs::create_dir(&dir).expect("made");
+    sim.tell(&dir, ChangeOp::Create);
+    let file = |n: usize| dir.join(format!("f{n}"));
+    let write = |sim: &mut Sim, n: usize, bytes: &[u8]| {
+        fs::write(file(n), bytes).expect("written");
+        let mut told = sim.change(&file(n), ChangeOp::Write(None));
+        told.file = id_of(&file(n));
+        sim.queue.push(told);
+    };
+    for n in 0..40 {
+        write(&mut sim, n, &[n as u8; 1000]);
+        sim.tell(&file(n), ChangeOp::Create);
+    }
+    // Later than the tick within which times say nothing.
+    std::thread::sleep(Duration::from_millis(60));
+    // The directory is compared before the messages about what is in it are looked at.
+    sim.deliver(true);
+    let (read, sent) = cost(&mut sim, |sim| {
+        for _ in 0..200 {
+            let now = sim.dirty.take(500, None).commands;
+            let (compares, others): (Vec<_>, Vec<_>) = now.into_iter().partition(|c| {
+                matches!(c.target, Target::Directory(_)) || c.path == byte_path(&dir)
+            });
+            let round = if compares.is_empty() {
+                others
+            } else {
+                others
+                    .into_iter()
+                    .for_each(|c| sim.dirty.put_back(c, false));
+                compares
+            };
+            let unit = sim.unit.as_mut().expect("running");
+            for c in round {
+                let report = unit.execute(vec![c], &mut || false).expect("works");
+                report
+                    .put_back
+                    .into_iter()
+                    .for_each(|(c, after)| sim.dirty.put_back(c, after));
+            }
+        }
+    });
+    assert_eq!((read, sent), (40_000, 40_000));
+    // What comes afterwards does.
+    let (read, sent) = cost(&mut sim, |sim| {
+        for n in 0..10 {
+            write(sim, n, &[n as u8 + 1; 1000]);
+        }
+        sim.deliver(true);
+    });
+    assert_eq!((read, sent), (10_000, 10_000));
+    // Also if a file has gone to another name meanwhile, and one message is older than the read and one is not.
+    let (read, _) = cost(&mut sim, |sim| {
+        write(sim, 1, &[77; 1000]);
+        sim.settle();
+        write(sim, 1, &[78; 1000]);
+        fs::rename(file(1), dir.join("other")).expect("renamed");
+        let op = ChangeOp::Rename {
+            to_path: byte_path(&dir.join("other")),
+            to_dir: id_of(&dir).expect("there"),
+            to_name: Name::new("other").expect("valid"),
+        };
+        let mut told = sim.change(&file(2), op);
+        told.path = byte_path(&file(1));
+        told.name = Some(Name::new("f1").expect("valid"));
+        sim.queue.push(told);
+        sim.deliver(true);
+    });
+    assert_eq!(read, 2000);
+    sim.check();
+}
+
+#[test]
+fn a_directory_that_round_after_round_touches_is_sent_once() {
+    for (backlog, times) in [(9, 5), (8, 1)] {
+        let mut sim = told_sim();
+        let dir = sim.root.join("d");
+        fs::create_dir(&dir).expect("made");
+        sim.tell(&dir, ChangeOp::Create);
+        sim.settle();
+        let unit = sim.unit.as_mut().expect("running");
+        unit.set_backlog(backlog);
+        let before = unit.stats().ops;
+        for n in 0..40 {
+            let p = dir.join(format!("f{n}"));
+            fs::write(&p, b"x").expect("written");
+            sim.tell(&p, ChangeOp::Create);
+        }
+        sim.deliver(true);
+        for round in 0..5 {
+            // Each round sees the directory with other times.
+            std::thread::sleep(Duration::from_millis(20));
+            fs::write(dir.join(format!("{round}.skip")), b"x").expect("written");
+            sim.round(8, None);
+        }
+        sim.settle();
+        let ops = sim.unit.as_ref().expect("running").stats().ops - before;
+        // A node, a name and the content of each file.
+        assert_eq!(ops, 40 * 3 + times);
         sim.check();
     }
 }

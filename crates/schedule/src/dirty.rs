@@ -698,6 +698,74 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_message_about_content_is_known() {
+        let mut d = set(100);
+        let newest = |d: &mut DirtySet| {
+            let taken = d.take(9, None).commands;
+            let each = taken.iter().map(|c| (c.path.to_string(), c.newest.0));
+            let found = each.collect::<Vec<_>>();
+            taken.into_iter().for_each(|c| d.put_back(c, false));
+            found
+        };
+        d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Create));
+        d.insert(ChangeSeq(2), &change(1, "a", ChangeOp::Write(None)));
+        d.insert(ChangeSeq(3), &change(1, "b", ChangeOp::Attrib));
+        d.insert(ChangeSeq(4), &change(1, "c", ChangeOp::Delete));
+        let of = |path: &str, seq| (path.to_owned(), seq);
+        let (a, b, c) = (of("/r/1/a", 2), of("/r/1/b", 3), of("/r/1/c", 0));
+        assert_eq!(newest(&mut d), [a.clone(), b.clone(), c.clone()]);
+        // What was put back stands for what it stood for before, and for what comes.
+        assert_eq!(newest(&mut d), [a, b.clone(), c.clone()]);
+        d.insert(ChangeSeq(9), &rename(1, "a", 1, "d"));
+        d.insert(ChangeSeq(10), &change(1, "b", ChangeOp::Delete));
+        let (arrived, left) = (of("/r/1/d", 9), of("/r/1/a", 2));
+        assert_eq!(newest(&mut d), [c, arrived, left, b]);
+        // Of what was collapsed only the first is known.
+        let mut d = set(16);
+        for i in 0..40 {
+            d.insert(
+                ChangeSeq(i + 1),
+                &change(1, &i.to_string(), ChangeOp::Create),
+            );
+        }
+        let collapsed = d.take(99, None).commands;
+        let dir = collapsed.iter().find(|c| c.what.compare).unwrap();
+        assert_eq!(dir.newest, ChangeSeq(u64::MAX));
+    }
+
+    #[test]
+    fn a_directory_that_is_put_back_keeps_its_turn() {
+        let mut d = set(100);
+        d.insert(ChangeSeq(1), &change(1, "a", ChangeOp::Create));
+        let dir = |d: &mut DirtySet| {
+            let c = d.take(1, None).commands.remove(0);
+            let what = What {
+                attr: true,
+                ..What::default()
+            };
+            let (path, target) = (BytePath::new("/r/1").unwrap(), Target::Directory(id(1)));
+            let again = BackupCommand {
+                path,
+                target,
+                what,
+                ..c
+            };
+            d.put_back(again, false);
+        };
+        dir(&mut d);
+        d.insert(ChangeSeq(2), &change(1, "b", ChangeOp::Create));
+        d.insert(ChangeSeq(3), &change(1, "c", ChangeOp::Create));
+        let first = d.take(1, None);
+        assert_eq!((targets(&first), first.more), (vec!["/r/1".into()], true));
+        d.put_back(first.commands[0].clone(), false);
+        // Touched once more, and not put behind what has come meanwhile.
+        d.insert(ChangeSeq(4), &change(1, "d", ChangeOp::Create));
+        dir(&mut d);
+        dir(&mut d);
+        assert_eq!(targets(&d.take(9, None)), ["/r/1", "/r/1/d"]);
+    }
+
+    #[test]
     fn bytes_are_counted_where_a_change_has_an_end() {
         let mut d = set(100);
         for (i, n) in ["a", "b", "c"].into_iter().enumerate() {

@@ -134,7 +134,7 @@ pub struct BackupUnit {
     /// Files sent in this round, if somebody wants to know.
     pub(super) files: Option<Vec<SentFile>>,
     pub(super) touched: BTreeSet<NodeId>,
-    /// More commands are waiting than this round takes.
+    /// This round is one of several: what it shares with the next can wait for that.
     backlog: bool,
     pub(super) lost: Vec<NodeId>,
     /// Directories whose recursive compare is in the queue.
@@ -167,6 +167,8 @@ pub struct BackupUnit {
     complete_at: Option<BatchSeq>,
     /// See [`BackupUnit::set_ranges_held`].
     pub(super) ranges_held: usize,
+    /// See [`BackupUnit::set_backlog`].
+    worth_waiting: usize,
     pub(super) writeback: Writeback,
 }
 
@@ -191,6 +193,11 @@ impl BackupUnit {
     /// Sets how many ranges of a large file are kept apart while it is staged (at least 1): what a test makes small.
     pub fn set_ranges_held(&mut self, max: usize) {
         self.ranges_held = max.max(1);
+    }
+
+    /// Sets from how many commands on a round counts as one of several (at least 1): what a test makes small.
+    pub fn set_backlog(&mut self, commands: usize) {
+        self.worth_waiting = commands.max(1);
     }
 
     /// A unit over an index that has been settled with the vault (rolled back or replayed). Opens the protected
@@ -232,6 +239,7 @@ impl BackupUnit {
             incomplete: false,
             complete_at: None,
             ranges_held: RANGES_HELD,
+            worth_waiting: BACKLOG,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
             partial: HashMap::new(),
@@ -305,7 +313,7 @@ impl BackupUnit {
         let known = newest.filter(|n| n.0 < u64::MAX);
         self.settled.begin(known.max().unwrap_or_default());
         self.read_ahead(&commands)?;
-        self.backlog = commands.len() >= BACKLOG;
+        self.backlog = commands.len() >= self.worth_waiting;
         let oldest = commands.iter().map(|c| (c.first, c.since)).min();
         let mut departures = Vec::new();
         for c in commands {
