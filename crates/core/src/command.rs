@@ -22,7 +22,7 @@ pub struct BackupCommand {
     /// Time of that message.
     pub since: Timestamp,
     /// The newest of its messages that told of content or attributes: who has read the file since has seen what it is
-    /// about. 0: none did; `u64::MAX`: not known.
+    /// about. 0: none did; [`ChangeSeq::UNKNOWN`]: perhaps one that is still to come.
     pub newest: ChangeSeq,
     /// How often the backup unit has put it off.
     pub attempts: u32,

@@ -38,6 +38,9 @@ pub struct ChangeSeq(pub u64);
 pub struct BatchSeq(pub u64);
 
 impl ChangeSeq {
+    /// No message's: which one is not known, or will be said later.
+    pub const UNKNOWN: ChangeSeq = ChangeSeq(u64::MAX);
+
     /// The position after this one.
     pub fn next(self) -> Self {
         ChangeSeq(self.0 + 1)

@@ -841,6 +841,102 @@ fn what_was_told_before_a_file_was_read_does_not_have_it_read_again() {
     sim.check();
 }
 
+/// What happens between the moment at which the unit asks for the last message and its read: a file is written to, and that is
+/// told of.
+#[test]
+fn a_change_between_the_last_message_and_the_read_is_not_lost() {
+    // Few files are read by the unit itself, many are read ahead.
+    for files in [1, 80] {
+        let mut sim = told_sim();
+        let dir = sim.root.join("d");
+        fs::create_dir(&dir).expect("made");
+        for n in 0..files {
+            fs::write(dir.join(format!("f{n}")), [1; 1000]).expect("written");
+        }
+        sim.tell(&dir, ChangeOp::Create);
+        std::thread::sleep(Duration::from_millis(60));
+        sim.deliver(true);
+        let told = sim.told.clone().expect("told");
+        let (counter, at) = (told.clone(), dir.clone());
+        let written: Arc<Mutex<Vec<(u64, PathBuf)>>> = Arc::default();
+        let log = written.clone();
+        sim.unit
+            .as_mut()
+            .expect("running")
+            .set_told(Arc::new(move || {
+                let mut log = log.lock().expect("not poisoned");
+                let n = log.len();
+                if n < files {
+                    let p = at.join(format!("f{n}"));
+                    fs::write(&p, [2; 1000]).expect("written");
+                    log.push((counter.fetch_add(1, Ordering::Relaxed) + 1, p));
+                }
+                ChangeSeq(counter.load(Ordering::Relaxed))
+            }));
+        sim.settle();
+        sim.seq = told.load(Ordering::Relaxed);
+        let written = std::mem::take(&mut *written.lock().expect("not poisoned"));
+        assert_eq!(written.len(), files);
+        for (seq, p) in written {
+            let c = sim.change(&p, ChangeOp::Write(None));
+            sim.dirty.insert(ChangeSeq(seq), &c);
+        }
+        // Without a compare, which would find it by the times.
+        sim.settle();
+        let v = sim.vault.lock().expect("not poisoned");
+        let ours = v.model.snapshot(&byte_path(&sim.root)).expect("there");
+        let real = Snapshot::of_dir(&sim.root).expect("readable");
+        assert_eq!(real.differences(&ours, 5), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_directory_that_was_moved_out_is_none_of_ours_any_more() {
+    let mut sim = told_sim();
+    let dir = sim.root.join("d");
+    fs::create_dir(&dir).expect("made");
+    fs::write(dir.join("a"), b"a").expect("written");
+    sim.tell(&dir, ChangeOp::Create);
+    sim.tell(&dir.join("a"), ChangeOp::Create);
+    sim.settle();
+    let (mut gone, id) = (sim.change(&dir, ChangeOp::Delete), id_of(&dir));
+    let mut late = sim.change(&dir.join("a"), ChangeOp::Create);
+    late.name = Some(Name::new("late").expect("valid"));
+    let outside = sim.root.parent().expect("there").join("outside");
+    fs::rename(&dir, &outside).expect("moved");
+    fs::write(outside.join("late"), b"late").expect("written");
+    (gone.file, gone.time) = (id, now());
+    sim.insert(&[gone]);
+    sim.dirty.note_drained();
+    for _ in 0..4 {
+        sim.round(9, None);
+        sim.dirty.note_drained();
+    }
+    // The model refuses a name in a directory that does not exist.
+    sim.insert(&[late]);
+    sim.check();
+}
+
+#[test]
+fn what_is_left_behind_by_a_backlog_is_not_waited_for_by_what_comes() {
+    let mut sim = told_sim();
+    sim.unit.as_mut().expect("running").set_backlog(1);
+    let mut oldest = Vec::new();
+    for lap in 0..30 {
+        for n in 0..8 {
+            let p = sim.root.join(format!("f{lap}-{n}"));
+            fs::write(&p, b"x").expect("written");
+            sim.tell(&p, ChangeOp::Create);
+        }
+        sim.deliver(true);
+        sim.round(8, None);
+        oldest.push(sim.dirty.oldest().map(|(seq, _)| seq.0));
+    }
+    let waited = sim.seq - oldest.last().expect("some").expect("waits");
+    assert!(waited < 60, "{oldest:?} of {}", sim.seq);
+    sim.check();
+}
+
 #[test]
 fn a_directory_that_round_after_round_touches_is_sent_once() {
     for (backlog, times) in [(9, 5), (8, 1)] {

@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 /// Files that rest, or have rested lately, at the same time; of more, the further ones do not.
 const RESTING: usize = 1024;
-/// Of what stands for messages of which only the first is kept.
-const NEWEST_UNKNOWN: ChangeSeq = ChangeSeq(u64::MAX);
 /// Who has not been looked at for so long after a rest has not rested lately.
 const LATELY: Duration = Duration::from_secs(10);
 
@@ -259,7 +257,8 @@ impl DirtySet {
         out
     }
 
-    /// Puts a command back at the end; `after_drain`: not to be taken before the sensor has been emptied
+    /// Puts a command back at the end (one about a directory's own attributes keeps the turn that it has: they are touched round
+    /// after round, and it would never come); `after_drain`: not to be taken before the sensor has been emptied
     /// anew, so that messages which tell more about it are here by then.
     pub fn put_back(&mut self, c: BackupCommand, after_drain: bool) {
         let wait = if after_drain { self.drains + 2 } else { 0 };
@@ -272,8 +271,9 @@ impl DirtySet {
         };
         let key = put.target.clone();
         let attempts = c.attempts;
-        // A directory's own attributes, round after round: they keep their turn, or it would never come.
-        let keeps_turn = matches!(key, Target::Directory(_)) && !c.what.compare;
+        let keeps_turn = is_directory_itself(&key, c.what);
+        let before = self.entries.get(&key).filter(|_| keeps_turn);
+        let wait = before.map_or(wait, |e| e.after_drain.max(wait));
         self.put(put, c.what, c.extents, !keeps_turn);
         if let Some(e) = self.entries.get_mut(&key) {
             e.after_drain = wait;
@@ -531,7 +531,7 @@ impl DirtySet {
             self.put(
                 Put {
                     seq,
-                    newest: NEWEST_UNKNOWN,
+                    newest: ChangeSeq::UNKNOWN,
                     time,
                     path,
                     target: Target::Directory(dir),
@@ -556,7 +556,7 @@ impl DirtySet {
             self.put(
                 Put {
                     seq,
-                    newest: NEWEST_UNKNOWN,
+                    newest: ChangeSeq::UNKNOWN,
                     time,
                     path,
                     target,
@@ -568,15 +568,15 @@ impl DirtySet {
         }
     }
 
-    /// Entries that a compare has put in for the directories it has still to look at. They are what the tree is
-    /// wide, and do not count against the limit: collapsing them would only start the compare again.
+    /// Entries that a compare has put in for the directories it has still to look at, and attributes of directories. They are
+    /// what the tree is wide, and do not count against the limit: collapsing them would only start the compare again.
     fn compares(&self) -> usize {
-        self.entries
-            .values()
-            .filter(|e| {
-                e.command.what.recursive && matches!(e.command.target, Target::Directory(_))
-            })
-            .count()
+        let wide = |c: &BackupCommand| match c.target {
+            Target::Directory(_) => c.what.recursive || is_directory_itself(&c.target, c.what),
+            _ => false,
+        };
+        let all = self.entries.values();
+        all.filter(|e| wide(&e.command)).count()
     }
 
     fn collapse_all(&mut self) {
@@ -597,6 +597,11 @@ struct Put {
     time: Timestamp,
     path: BytePath,
     target: Target,
+}
+
+/// Is it only about a directory's own attributes?
+fn is_directory_itself(target: &Target, what: What) -> bool {
+    matches!(target, Target::Directory(_)) && !what.compare
 }
 
 fn file_or(c: &Change, name: Target) -> Target {
@@ -730,7 +735,7 @@ mod tests {
         }
         let collapsed = d.take(99, None).commands;
         let dir = collapsed.iter().find(|c| c.what.compare).unwrap();
-        assert_eq!(dir.newest, ChangeSeq(u64::MAX));
+        assert_eq!(dir.newest, ChangeSeq::UNKNOWN);
     }
 
     #[test]

@@ -92,6 +92,18 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// Puts in what no message tells of, as if it had been told with the oldest that is waiting, or the very first: until it
+    /// is done, nothing counts as durable.
+    pub fn owe(&self, changes: &[Change]) {
+        let mut q = self.inner.lock();
+        let seq = q.oldest().map_or(ChangeSeq(1), |(seq, _)| seq);
+        for c in changes {
+            q.dirty.insert(seq, c);
+        }
+        q.inserted += changes.len() as u64;
+        self.changed.notify_all();
+    }
+
     /// Last message put in, 0 before the first. All up to it are about what happened before this call. Never blocks.
     pub fn told(&self) -> ChangeSeq {
         ChangeSeq(self.told.load(Ordering::Acquire))
@@ -170,7 +182,7 @@ impl Queue {
         let (again, back) = (!put_back.is_empty(), put_back.len());
         let (last, now) = (q.last, SystemClock::default().now());
         for (mut c, after_drain) in put_back {
-            if c.first == ChangeSeq(u64::MAX) {
+            if c.first == ChangeSeq::UNKNOWN {
                 // Owed from now on, not since its first message.
                 (c.first, c.since) = (last, now);
             }
@@ -374,6 +386,38 @@ mod tests {
         q.rest(Target::File(file), Duration::from_millis(20));
         q.insert(ChangeSeq(2), std::slice::from_ref(&c));
         assert_eq!(q.wait(hour), Wait::Due);
+    }
+
+    #[test]
+    fn what_is_owed_is_no_message() {
+        let q = Queue::new(100, Vec::new());
+        let changes: Vec<Change> = (0..20)
+            .map(|n| Change {
+                time: Timestamp::from_nanos(1),
+                path: BytePath::new(format!("/{n}")).unwrap(),
+                dir: FileId { dev: 1, ino: 1 },
+                name: None,
+                file: Some(FileId { dev: 1, ino: 2 + n }),
+                op: ChangeOp::Write(None),
+            })
+            .collect();
+        assert_eq!(q.told(), ChangeSeq(0));
+        q.owe(&changes);
+        assert_eq!(
+            (q.told(), q.durable_through()),
+            (ChangeSeq(0), ChangeSeq(0))
+        );
+        q.take(100);
+        q.settle(Vec::new(), None);
+        q.insert(ChangeSeq(7), &changes[..3]);
+        q.owe(&changes);
+        // More than there are messages: one that comes now has a number that none of these has.
+        assert_eq!(
+            (q.told(), q.durable_through()),
+            (ChangeSeq(9), ChangeSeq(6))
+        );
+        let newest = q.take(100).commands.iter().map(|c| c.newest).max();
+        assert_eq!(newest, Some(ChangeSeq(9)));
     }
 
     #[test]

@@ -5,8 +5,7 @@ use super::metrics::AckTimes;
 use farwrite_control::Activity;
 use farwrite_core::codec::{decode_commit, decode_ops};
 use farwrite_core::{
-    BackupCommand, BatchSeq, Change, ChangeOp, ChangeSeq, Clock, Epoch, Record, RecordKind,
-    SystemClock,
+    BackupCommand, BatchSeq, Change, ChangeOp, Clock, Epoch, Record, RecordKind, SystemClock,
 };
 use farwrite_schedule::{
     CommandSink, Outcome, PacerSetting, ProcessingStats, ProcessingUnit, Queue, Stopped,
@@ -465,10 +464,7 @@ impl Worker {
             _ => None,
         };
         match (owed, settled) {
-            (Some(owed), _) => {
-                let seq = self.setup.queue.oldest().map_or(ChangeSeq(1), |(s, _)| s);
-                self.setup.queue.insert(seq, &owed);
-            }
+            (Some(owed), _) => self.setup.queue.owe(&owed),
             // The sensor's start has put a compare into the queue, or will.
             (None, Settled::Same) if !journaled => {}
             (None, _) => self.compare_all(&mut unit)?,
@@ -511,7 +507,6 @@ impl Worker {
 
     /// Puts "compare everything" into this vault's queue.
     fn compare_all(&self, unit: &mut BackupUnit) -> Result<(), UnitError> {
-        let seq = self.setup.queue.oldest().map_or(ChangeSeq(1), |(s, _)| s);
         for (dir, path) in unit.compare_all()? {
             let time = SystemClock::default().now();
             let c = Change {
@@ -522,7 +517,7 @@ impl Worker {
                 file: None,
                 op: ChangeOp::Subtree,
             };
-            self.setup.queue.insert(seq, &[c]);
+            self.setup.queue.owe(&[c]);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! was read.
 
 use super::content::{SMALL_BYTES, SmallContent, read_small};
-use super::settled::{Now, Start};
+use super::seen::{Now, Start};
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::exclude::Excludes;
 use farwrite_core::meta::Xattr;

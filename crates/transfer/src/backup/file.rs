@@ -5,10 +5,10 @@ use super::batch::Piece;
 use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
-use super::settled::Start;
+use super::seen::Start;
 use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
 use farwrite_core::meta::Xattr;
-use farwrite_core::{BackupCommand, Extent, NodeId, Op};
+use farwrite_core::{BackupCommand, ChangeSeq, Extent, NodeId, Op};
 use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -69,8 +69,9 @@ impl BackupUnit {
         c: &BackupCommand,
         slot: u32,
     ) -> Result<(), UnitError> {
+        let mapped = c.what.mapped || row.is_none() && self.seen.take_mapped(e.stat.id);
         if row.is_none()
-            && !c.what.mapped
+            && !mapped
             && let Some(read) = self.ahead.file(&e.stat)
         {
             return self.send_read(e, node, read, c, slot);
@@ -86,7 +87,7 @@ impl BackupUnit {
         let trusted = self.trusts(row.as_ref(), c);
         let (begun, before) = (self.now.look(), self.stats);
         // A file that is read as a whole may be mapped although this command does not say so.
-        if c.what.mapped || row.is_some() && !trusted {
+        if mapped || row.is_some() && !trusted {
             let started = self.start_writeback(&file, c, trusted);
             match started.and_then(|()| Stat::of(&file)) {
                 Ok(now) => stat = now,
@@ -115,6 +116,7 @@ impl BackupUnit {
                         xattrs: Xattrs::Of(&file),
                         stat,
                         settled,
+                        trusted,
                         started,
                         content,
                     },
@@ -149,6 +151,7 @@ impl BackupUnit {
             xattrs: Xattrs::Read(read.xattrs),
             stat: read.stat,
             settled: true,
+            trusted: false,
             started: read.started,
             content,
         };
@@ -477,19 +480,22 @@ impl BackupUnit {
             xattrs,
             stat,
             settled,
+            trusted,
             started,
             content,
         } = state;
         let attrs_same = row
             .as_ref()
             .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
-        let mut attrs_known = true;
+        let mut attrs_read = false;
         let xattrs = match attrs_same {
             Some(r) => r.meta.xattrs.clone(),
             None => match xattrs.read() {
-                Ok(x) => x,
+                Ok(x) => {
+                    attrs_read = true;
+                    x
+                }
                 Err(err) => {
-                    attrs_known = false;
                     self.problem(&e.path, &err, Some(c));
                     row.as_ref()
                         .map(|r| r.meta.xattrs.clone())
@@ -498,7 +504,7 @@ impl BackupUnit {
             },
         };
         let racy = stat.ctime.max(stat.mtime).after(TICK) >= started.at;
-        let partial = self.trusts(row.as_ref(), c) && stat.size > SMALL_BYTES;
+        let partial = trusted && stat.size > SMALL_BYTES;
         let flags = NodeFlags::SUMS
             .with(NodeFlags::RACY, racy)
             .with(NodeFlags::PARTIAL, partial)
@@ -510,10 +516,10 @@ impl BackupUnit {
             flags,
             sum: content.sum,
         };
-        if !settled || !attrs_known {
-            self.settled.forget(stat.id);
-        } else if !partial {
-            self.settled.note(stat.id, started.told);
+        if !settled {
+            self.seen.forget(stat.id);
+        } else if attrs_read && !partial {
+            self.seen.note(stat.id, started.told);
         }
         let is_new = row.is_none();
         let writes =
@@ -604,7 +610,7 @@ impl BackupUnit {
         again.path = e.path.clone();
         again.attempts += 1;
         // The read began after the message: only what came since is owed.
-        again.first = farwrite_core::ChangeSeq(u64::MAX);
+        again.first = ChangeSeq::UNKNOWN;
         self.put_back.push((again, true));
     }
 }
@@ -614,6 +620,8 @@ struct FileState<'a> {
     xattrs: Xattrs<'a>,
     stat: Stat,
     settled: bool,
+    /// Only what was told of was read.
+    trusted: bool,
     started: Start,
     content: Content,
 }

@@ -2,7 +2,7 @@
 
 use super::index::SLOT_NONE;
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::{Found, OpenDir, Refused, Root};
+use super::tree::{Found, OpenDir, Refused};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Dir, Stat, is_absent, read_meta};
@@ -54,7 +54,7 @@ impl BackupUnit {
             }
         };
         self.stats.entries += 1;
-        self.touched.insert(dir.node);
+        self.touch(dir.node);
         let path = dir.path.join(name);
         match dir.dir.stat(name) {
             Ok(stat) => {
@@ -106,10 +106,7 @@ impl BackupUnit {
         let Some(row) = self.index.node(node)?.filter(|r| r.meta.kind != Kind::Dir) else {
             return Ok(());
         };
-        let id = FileId {
-            dev: self.tree.root(dir.root).id.dev,
-            ino: row.origin.ino,
-        };
+        let id = self.tree.file_id(dir.root, &row);
         if self.has_seen(c, id) {
             return Ok(());
         }
@@ -134,6 +131,7 @@ impl BackupUnit {
         id: FileId,
     ) -> Result<(), UnitError> {
         if self.has_seen(&c, id) {
+            self.solved(&c.path);
             return Ok(());
         }
         let roots = self.tree.roots().iter().filter(|r| r.id.dev == id.dev);
@@ -162,6 +160,9 @@ impl BackupUnit {
             self.put_back.push((again, false));
         }
         // Not known: its name's own message is in the queue, or it is excluded.
+        if c.what.mapped {
+            self.seen.note_mapped(id);
+        }
         Ok(())
     }
 
@@ -460,7 +461,7 @@ impl BackupUnit {
         }
         self.stats.renames += u64::from(kept == 0);
         self.send_name(e.dir.node, e.name, node)?;
-        self.touched.insert(e.dir.node);
+        self.touch(e.dir.node);
         if row.is_dir() {
             self.tree.renamed();
         }
@@ -493,7 +494,7 @@ impl BackupUnit {
 
     /// Something that the index has never seen.
     fn create(&mut self, e: &Present<'_>, c: &BackupCommand) -> Result<(), UnitError> {
-        self.touched.insert(e.dir.node);
+        self.touch(e.dir.node);
         let node = self.index.new_node();
         let slot = self.tree.root(e.dir.root).spec.slot;
         if e.stat.kind == Kind::File {
@@ -554,6 +555,7 @@ impl BackupUnit {
                 return self.send_file(e, node, Some(row), c, slot);
             }
             if seen {
+                self.solved(&e.path);
                 return Ok(());
             }
         }
@@ -625,12 +627,9 @@ impl BackupUnit {
         if let Some(mut row) = self.index.node(node)? {
             row.flags = row.flags.with(NodeFlags::SUSPECT, true);
             self.index.put_node(node, &row)?;
-            let slot = |r: &&Root| r.spec.slot == row.origin.slot;
-            if let Some(root) = self.tree.roots().iter().find(slot) {
-                self.settled.forget(FileId {
-                    dev: root.id.dev,
-                    ino: row.origin.ino,
-                });
+            let mut roots = self.tree.roots().iter();
+            if let Some(root) = roots.position(|r| r.spec.slot == row.origin.slot) {
+                self.seen.forget(self.tree.file_id(root, &row));
             }
         }
         Ok(())
@@ -647,7 +646,7 @@ impl BackupUnit {
                 .count()
                 == 1
         };
-        !c.what.mapped && self.settled.covers(id, c.newest) && alone()
+        !c.what.mapped && self.seen.covers(id, c.newest) && alone()
     }
 
     /// It changed under our eyes: once more, after the sensor has told what happened.

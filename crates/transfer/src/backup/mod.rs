@@ -13,14 +13,14 @@ mod index;
 mod look;
 mod pack;
 mod rows;
-mod settled;
+mod seen;
 mod tree;
 mod unit;
 
 pub use batch::{BatchWriter, RecordSink, SinkClosed};
 pub use index::{Index, IndexError, IndexState};
 pub use rows::{NodeFlags, NodeRow};
-pub use settled::Told;
+pub use seen::Told;
 pub use tree::{RootSpec, Tree};
 pub use unit::{
     BackupStats, BackupUnit, FILES_TOLD, Problem, RoundReport, SentFile, UnitError, Writeback,

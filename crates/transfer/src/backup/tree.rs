@@ -2,6 +2,7 @@
 
 use super::ahead::Place;
 use super::index::{Index, IndexError};
+use super::rows::NodeRow;
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, FileId, Name, NodeId, limits};
 use farwrite_fs::{Dir, HandleCache, Stat, is_absent};
@@ -127,6 +128,14 @@ impl Tree {
         &self.roots[i]
     }
 
+    /// Identity of what a row is about, below this root.
+    pub(super) fn file_id(&self, root: usize, row: &NodeRow) -> FileId {
+        FileId {
+            dev: self.roots[root].id.dev,
+            ino: row.origin.ino,
+        }
+    }
+
     /// Forgets all handles below the roots: they would keep a filesystem busy.
     pub fn close_all(&mut self) {
         self.open.clear();
@@ -225,10 +234,9 @@ impl Tree {
                         Ok(stat) => row.is(root.spec.slot, &stat),
                         Err(e) => !is_absent(&e),
                     };
-                    let (dev, ino) = (root.id.dev, row.origin.ino);
                     let refused = Refused {
                         path: dir.path.join(&name),
-                        id: FileId { dev, ino },
+                        id: self.file_id(dir.root, &row),
                         error,
                     };
                     return Ok(if same { Err(refused) } else { Ok(None) });

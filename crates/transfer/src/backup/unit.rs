@@ -5,7 +5,7 @@ use super::batch::{BatchWriter, RecordSink, SinkClosed};
 use super::file::RANGES_HELD;
 use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
-use super::settled::{Now, Settled, Told};
+use super::seen::{Now, Seen, Told};
 use super::tree::{OpenDir, Root, RootSpec, Tree};
 use farwrite_core::{
     BackupCommand, BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Clock, Commit, Extent, FileId,
@@ -28,7 +28,7 @@ const LOSS_TOLD: Duration = Duration::from_secs(3);
 pub(super) const PARTIAL_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
-/// A round of this many commands is one of several.
+/// A round of this many commands about names and files is one of several.
 const BACKLOG: usize = 2048;
 /// Files that one round tells of.
 pub const FILES_TOLD: usize = 256;
@@ -133,7 +133,10 @@ pub struct BackupUnit {
     searches: Vec<Search>,
     /// Files sent in this round, if somebody wants to know.
     pub(super) files: Option<Vec<SentFile>>,
-    pub(super) touched: BTreeSet<NodeId>,
+    /// Directories whose names changed, with the first message about any of them.
+    touched: BTreeMap<NodeId, (ChangeSeq, Timestamp)>,
+    /// First message of the command that is being carried out, and its time.
+    current: (ChangeSeq, Timestamp),
     /// This round is one of several: what it shares with the next can wait for that.
     backlog: bool,
     pub(super) lost: Vec<NodeId>,
@@ -150,7 +153,7 @@ pub struct BackupUnit {
     lost_retry_at: Timestamp,
     /// Files read in this round.
     pub(super) read_now: HashSet<NodeId>,
-    pub(super) settled: Settled,
+    pub(super) seen: Seen,
     pub(super) now: Now,
     /// [`BackupStats::commands`] when it was idle last.
     commands_at_idle: u64,
@@ -168,7 +171,7 @@ pub struct BackupUnit {
     /// See [`BackupUnit::set_ranges_held`].
     pub(super) ranges_held: usize,
     /// See [`BackupUnit::set_backlog`].
-    worth_waiting: usize,
+    backlog_from: usize,
     pub(super) writeback: Writeback,
 }
 
@@ -197,7 +200,7 @@ impl BackupUnit {
 
     /// Sets from how many commands on a round counts as one of several (at least 1): what a test makes small.
     pub fn set_backlog(&mut self, commands: usize) {
-        self.worth_waiting = commands.max(1);
+        self.backlog_from = commands.max(1);
     }
 
     /// A unit over an index that has been settled with the vault (rolled back or replayed). Opens the protected
@@ -223,7 +226,8 @@ impl BackupUnit {
             put_back: Vec::new(),
             searches: Vec::new(),
             files: None,
-            touched: BTreeSet::new(),
+            touched: BTreeMap::new(),
+            current: (ChangeSeq::UNKNOWN, Timestamp::default()),
             backlog: false,
             lost: Vec::new(),
             compares: HashSet::new(),
@@ -233,13 +237,13 @@ impl BackupUnit {
             problems_lost: false,
             lost_retry_at: Timestamp::default(),
             read_now: HashSet::new(),
-            settled: Settled::default(),
+            seen: Seen::default(),
             now: Now::new(clock.clone()),
             commands_at_idle: 0,
             incomplete: false,
             complete_at: None,
             ranges_held: RANGES_HELD,
-            worth_waiting: BACKLOG,
+            backlog_from: BACKLOG,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
             partial: HashMap::new(),
@@ -310,14 +314,17 @@ impl BackupUnit {
         self.last_batch = None;
         self.read_now.clear();
         let newest = commands.iter().map(|c| c.newest);
-        let known = newest.filter(|n| n.0 < u64::MAX);
-        self.settled.begin(known.max().unwrap_or_default());
+        let known = newest.filter(|n| *n != ChangeSeq::UNKNOWN);
+        self.seen.begin(known.max().unwrap_or_default());
         self.read_ahead(&commands)?;
-        self.backlog = commands.len() >= self.worth_waiting;
-        let oldest = commands.iter().map(|c| (c.first, c.since)).min();
+        // A compare has its directories looked at one after the other, each once.
+        let directory = |c: &&BackupCommand| matches!(c.target, Target::Directory(_));
+        let directories = commands.iter().filter(directory).count();
+        self.backlog = commands.len() - directories >= self.backlog_from;
         let mut departures = Vec::new();
         for c in commands {
             self.stats.commands += 1;
+            self.current = (c.first, c.since);
             match c.target.clone() {
                 Target::Name { dir, name } => self.look_at_name(c, dir, &name, &mut departures)?,
                 Target::File(id) => self.look_at_file(c, id)?,
@@ -326,13 +333,14 @@ impl BackupUnit {
             self.close_if_full()?;
         }
         for (c, parent, name) in departures {
+            self.current = (c.first, c.since);
             self.depart(c, &parent, &name)?;
             self.close_if_full()?;
         }
         self.ahead.end();
-        match oldest.filter(|_| self.backlog) {
-            Some(oldest) => self.refresh_touched_later(oldest)?,
-            None => self.refresh_touched()?,
+        match self.backlog {
+            true => self.refresh_touched_later()?,
+            false => self.refresh_touched()?,
         }
         self.close(quiet)?;
         self.note_completeness(&mut || false)?;
@@ -380,7 +388,7 @@ impl BackupUnit {
         // One that is busy is told to be idle now and then, too.
         if std::mem::replace(&mut self.commands_at_idle, self.stats.commands) == self.stats.commands
         {
-            self.settled.clear();
+            self.seen.clear();
         }
         if self.compares.is_empty() {
             self.new_dirs.clear();
@@ -410,9 +418,9 @@ impl BackupUnit {
                     ..What::default()
                 },
                 extents: None,
-                first: ChangeSeq(u64::MAX),
+                first: ChangeSeq::UNKNOWN,
                 since: now,
-                newest: ChangeSeq(u64::MAX),
+                newest: ChangeSeq::UNKNOWN,
                 attempts: 0,
             }));
         }
@@ -641,15 +649,21 @@ impl BackupUnit {
                 name: name.clone(),
             });
             self.lost.push(old);
-            self.touched.insert(parent);
+            self.touch(parent);
         }
         Ok(())
     }
 
+    /// A directory's names changed, or may have: its times have, too.
+    pub(super) fn touch(&mut self, dir: NodeId) {
+        let first = self.touched.entry(dir).or_insert(self.current);
+        *first = self.current.min(*first);
+    }
+
     /// Brings the attributes of directories whose names changed up to date: their mtime changed without a message.
     fn refresh_touched(&mut self) -> Result<(), UnitError> {
-        for node in std::mem::take(&mut self.touched) {
-            let Some(dir) = self.open_touched(node)? else {
+        for (node, first) in std::mem::take(&mut self.touched) {
+            let Some(dir) = self.open_touched(node, first)? else {
                 continue;
             };
             let (Ok(stat), Some(row)) = (dir.dir.stat_self(), self.index.node(node)?) else {
@@ -662,22 +676,23 @@ impl BackupUnit {
         Ok(())
     }
 
-    fn open_touched(&mut self, node: NodeId) -> Result<Option<OpenDir>, UnitError> {
+    fn open_touched(
+        &mut self,
+        node: NodeId,
+        first: (ChangeSeq, Timestamp),
+    ) -> Result<Option<OpenDir>, UnitError> {
         let dir = self.tree.open_node(&self.index, node)?;
         if dir.is_none() && self.index.node(node)?.is_some() {
             // Moved, and the message about it is still to come: once more then.
-            self.touched.insert(node);
+            self.touched.insert(node, first);
         }
         Ok(dir)
     }
 
     /// Puts the same into the queue: with many commands waiting, a directory is touched by round after round.
-    fn refresh_touched_later(
-        &mut self,
-        (first, since): (ChangeSeq, Timestamp),
-    ) -> Result<(), UnitError> {
-        for node in std::mem::take(&mut self.touched) {
-            let Some(dir) = self.open_touched(node)? else {
+    fn refresh_touched_later(&mut self) -> Result<(), UnitError> {
+        for (node, (first, since)) in std::mem::take(&mut self.touched) {
+            let Some(dir) = self.open_touched(node, (first, since))? else {
                 continue;
             };
             let later = BackupCommand {

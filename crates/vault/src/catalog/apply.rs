@@ -31,7 +31,7 @@ pub struct Delta {
     /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
     pub made: HashMap<NodeId, Meta>,
     /// Nodes that are gone and did exist before the batch in which they went.
-    pub ended: Vec<NodeId>,
+    ended: Vec<NodeId>,
     /// Ranges of files with other bytes.
     pub content: HashMap<NodeId, ExtentSet>,
     /// A new epoch began: nothing that was there before is there.
@@ -198,6 +198,8 @@ impl Catalog {
             applied = batch.commit.seq;
             next_block += batch.blocks.len() as u64;
         }
+        // Only batches of the same delta can have made one of them.
+        out.delta.ended = Vec::new();
         let total = get_mark(&tx, Mark::Versions).map_err(fail)? + versions;
         set_mark(&tx, Mark::Versions, total).map_err(fail)?;
         if !may() {

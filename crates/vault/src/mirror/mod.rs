@@ -112,7 +112,7 @@ pub struct Mirror {
     /// See [`Mirror::set_worth_writers`].
     worth_writers: usize,
     stats: MirrorStats,
-    known: step::Known,
+    known: step::DirsKnown,
 }
 
 impl Mirror {
@@ -148,7 +148,7 @@ impl Mirror {
             writers: None,
             worth_writers: writers::WORTH_IT,
             stats: MirrorStats::default(),
-            known: step::Known::default(),
+            known: step::DirsKnown::default(),
         };
         mirror
             .remove_all_ahead()

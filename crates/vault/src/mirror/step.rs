@@ -28,20 +28,20 @@ enum Moved {
 
 /// What is known of directories at the end of a step, for the next.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct DirsKnown {
     at: BatchSeq,
     /// See [`Step::rooted`].
     rooted: HashSet<NodeId>,
     inherits: HashMap<NodeId, bool>,
 }
 
-impl Known {
+impl DirsKnown {
     /// What of it is still so in a step from `from` on that changes `delta`: before, after; and who inherits.
     fn at(self, from: BatchSeq, delta: &Delta) -> ([HashSet<NodeId>; 2], HashMap<NodeId, bool>) {
         if self.at != from {
             return Default::default();
         }
-        let Known {
+        let DirsKnown {
             rooted,
             mut inherits,
             ..
@@ -163,7 +163,7 @@ impl<'a> Step<'a> {
         self.finish_dirs()?;
         let [_, rooted] = self.rooted;
         if rooted.len().max(self.inherits.len()) <= DIRS_KNOWN {
-            self.mirror.known = Known {
+            self.mirror.known = DirsKnown {
                 at: self.new.at(),
                 rooted,
                 inherits: self.inherits,

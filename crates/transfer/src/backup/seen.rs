@@ -4,11 +4,13 @@
 //! would be read once more.
 
 use farwrite_core::{ChangeSeq, Clock, FileId, Timestamp};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Files remembered; of more, those of before are read again if a message about them comes.
-const FILES: usize = 100_000;
+/// Files remembered at least, if there are so many; and twice as many at most.
+const FILES: usize = 50_000;
+/// Unknown files remembered as mapped.
+const MAPPED: usize = 100_000;
 
 /// Tells the last message that has been told so far. Asked often, by several threads: it does not block.
 pub type Told = Arc<dyn Fn() -> ChangeSeq + Send + Sync>;
@@ -42,15 +44,20 @@ impl Now {
     }
 }
 
-/// The files that were read whole and did not change meanwhile, each with the last message that had been told before.
+/// The files that were read whole, with their attributes, and did not change meanwhile: each with the last message that had
+/// been told before.
 #[derive(Default)]
-pub(super) struct Settled {
+pub(super) struct Seen {
     files: HashMap<FileId, ChangeSeq>,
+    /// Those of before.
+    earlier: HashMap<FileId, ChangeSeq>,
     /// The newest message of this round: it was told before anything was read in it.
     round: ChangeSeq,
+    /// Files that were not known when a message told that they are mapped.
+    mapped: HashSet<FileId>,
 }
 
-impl Settled {
+impl Seen {
     /// A round begins, with commands that stand for messages up to `newest`.
     pub fn begin(&mut self, newest: ChangeSeq) {
         self.round = newest;
@@ -58,8 +65,8 @@ impl Settled {
 
     /// It was read, from `told` on.
     pub fn note(&mut self, file: FileId, told: ChangeSeq) {
-        if self.files.len() >= FILES && !self.files.contains_key(&file) {
-            self.files.clear();
+        if self.files.len() >= FILES {
+            self.earlier = std::mem::take(&mut self.files);
         }
         self.files.insert(file, told.max(self.round));
     }
@@ -67,15 +74,30 @@ impl Settled {
     /// What was read of it is not to be relied on.
     pub fn forget(&mut self, file: FileId) {
         self.files.remove(&file);
-    }
-
-    /// Nothing is on its way any more about which it would matter.
-    pub fn clear(&mut self) {
-        self.files = HashMap::new();
+        self.earlier.remove(&file);
     }
 
     /// Was it read after the message `newest`?
     pub fn covers(&self, file: FileId, newest: ChangeSeq) -> bool {
-        self.files.get(&file).is_some_and(|told| newest <= *told)
+        let told = |files: &HashMap<_, _>| files.get(&file).copied();
+        let told = told(&self.files).or_else(|| told(&self.earlier));
+        told.is_some_and(|told| newest <= told)
+    }
+
+    /// Stores through mappings were told of, and nothing was known of it.
+    pub fn note_mapped(&mut self, file: FileId) {
+        if self.mapped.len() < MAPPED {
+            self.mapped.insert(file);
+        }
+    }
+
+    /// Was that so, and has nobody asked since?
+    pub fn take_mapped(&mut self, file: FileId) -> bool {
+        !self.mapped.is_empty() && self.mapped.remove(&file)
+    }
+
+    /// Nothing is on its way any more about which it would matter.
+    pub fn clear(&mut self) {
+        *self = Seen::default();
     }
 }
