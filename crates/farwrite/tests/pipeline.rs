@@ -891,6 +891,41 @@ fn a_change_between_the_last_message_and_the_read_is_not_lost() {
 }
 
 #[test]
+fn writeback_of_a_mapped_file_that_is_not_known_starts_before_its_first_read() {
+    // Few files are read by the unit itself, many are read ahead.
+    for files in [1, 80] {
+        let mut sim = told_sim();
+        let calls: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let seen = calls.clone();
+        let unit = sim.unit.as_mut().expect("running");
+        unit.set_writeback(Box::new(move |f, _| {
+            seen.lock().expect("not poisoned").push(f.metadata()?.ino());
+            Ok(())
+        }));
+        let dir = sim.root.join("d");
+        fs::create_dir(&dir).expect("made");
+        for n in 0..files {
+            fs::write(dir.join(format!("f{n}")), [1; 1000]).expect("written");
+        }
+        let mapped = dir.join("f0");
+        let id = id_of(&mapped);
+        let told = sim.change(&mapped, ChangeOp::Mapped(None));
+        sim.insert(&[Change { file: id, ..told }]);
+        sim.round(9, None);
+        assert_eq!(*calls.lock().expect("not poisoned"), [0; 0]);
+        sim.tell(&dir, ChangeOp::Create);
+        sim.settle();
+        let ino = id.expect("there").ino;
+        assert_eq!(*calls.lock().expect("not poisoned"), [ino]);
+        // Once that has been done it is a file as any other.
+        let told = sim.change(&mapped, ChangeOp::Mapped(None));
+        sim.insert(&[Change { file: id, ..told }]);
+        sim.settle();
+        assert_eq!(*calls.lock().expect("not poisoned"), [ino, ino]);
+    }
+}
+
+#[test]
 fn a_directory_that_was_moved_out_is_none_of_ours_any_more() {
     let mut sim = told_sim();
     let dir = sim.root.join("d");

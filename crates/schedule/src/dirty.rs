@@ -29,6 +29,8 @@ pub struct DirtySet {
     roots: Vec<(FileId, BytePath)>,
     /// Entries that are compares.
     comparing: usize,
+    /// Entries that are as many as the tree is wide, and do not count against the limit ([`is_wide`]).
+    wide: usize,
     /// Whose changes of content alone are not looked at for a while.
     resting: HashMap<Target, Rest>,
 }
@@ -98,6 +100,7 @@ impl DirtySet {
             collapsed: 0,
             roots,
             comparing: 0,
+            wide: 0,
             resting: HashMap::new(),
         }
     }
@@ -246,6 +249,7 @@ impl DirtySet {
             }
             let entry = entry.remove();
             self.drop_first(entry.command.first);
+            self.wide -= usize::from(is_wide(&entry.command));
             comparing |= entry.command.what.compare;
             self.comparing -= usize::from(entry.command.what.compare);
             out.commands.push(entry.command);
@@ -406,7 +410,9 @@ impl DirtySet {
             let older = e.command.first.min(seq);
             let newer = e.command.first.max(seq);
             self.comparing += usize::from(what.compare && !e.command.what.compare);
+            self.wide -= usize::from(is_wide(&e.command));
             e.command.what = e.command.what.or(what);
+            self.wide += usize::from(is_wide(&e.command));
             e.command.extents = match (e.command.extents.take(), extents) {
                 (Some(mut a), Some(b)) => {
                     a.merge(&b, limits::DIRTY_EXTENTS);
@@ -439,6 +445,7 @@ impl DirtySet {
             newest,
             attempts: 0,
         };
+        self.wide += usize::from(is_wide(&command));
         self.entries.insert(
             target.clone(),
             Entry {
@@ -466,7 +473,7 @@ impl DirtySet {
 
     /// Collapses while over the limit.
     fn bound(&mut self) {
-        if self.entries.len() <= self.limit || self.entries.len() - self.compares() <= self.limit {
+        if self.entries.len() - self.wide <= self.limit {
             return;
         }
         self.collapsed += 1;
@@ -568,23 +575,12 @@ impl DirtySet {
         }
     }
 
-    /// Entries that a compare has put in for the directories it has still to look at, and attributes of directories. They are
-    /// what the tree is wide, and do not count against the limit: collapsing them would only start the compare again.
-    fn compares(&self) -> usize {
-        let wide = |c: &BackupCommand| match c.target {
-            Target::Directory(_) => c.what.recursive || is_directory_itself(&c.target, c.what),
-            _ => false,
-        };
-        let all = self.entries.values();
-        all.filter(|e| wide(&e.command)).count()
-    }
-
     fn collapse_all(&mut self) {
         let Some((seq, time)) = self.oldest() else {
             return;
         };
         self.entries.clear();
-        self.comparing = 0;
+        (self.comparing, self.wide) = (0, 0);
         self.order.clear();
         self.firsts.clear();
         self.compare_roots(seq, time);
@@ -597,6 +593,13 @@ struct Put {
     time: Timestamp,
     path: BytePath,
     target: Target,
+}
+
+/// Is it one of those that a compare has put in for the directories it has still to look at, or about the attributes of one? They
+/// are as many as the tree is wide; collapsing them would only start a compare again.
+fn is_wide(c: &BackupCommand) -> bool {
+    let directory = matches!(c.target, Target::Directory(_));
+    directory && (c.what.recursive || is_directory_itself(&c.target, c.what))
 }
 
 /// Is it only about a directory's own attributes?
@@ -768,6 +771,27 @@ mod tests {
         dir(&mut d);
         dir(&mut d);
         assert_eq!(targets(&d.take(9, None)), ["/r/1", "/r/1/d"]);
+    }
+
+    #[test]
+    fn attributes_of_many_directories_have_nothing_compared() {
+        let mut d = set(16);
+        let attrib = |n| Change {
+            name: None,
+            ..change(n, "x", ChangeOp::Attrib)
+        };
+        for n in 0..100 {
+            d.insert(ChangeSeq(n + 1), &attrib(n));
+        }
+        for n in 0..16 {
+            d.insert(ChangeSeq(n + 101), &change(n, "x", ChangeOp::Create));
+        }
+        assert_eq!((d.len(), d.collapsed()), (116, 0));
+        d.insert(ChangeSeq(200), &change(200, "x", ChangeOp::Create));
+        assert_eq!(d.collapsed(), 1);
+        // What is counted comes to nothing again.
+        while !d.take(7, None).commands.is_empty() {}
+        assert_eq!((d.len(), d.wide, d.comparing), (0, 0, 0));
     }
 
     #[test]

@@ -189,6 +189,9 @@ impl Queue {
             q.dirty.put_back(c, after_drain);
         }
         let taken = q.taken.take();
+        // Without a batch of its own, what it relied on may be in the last one that is under way.
+        let under_way = || q.in_flight.last_key_value().map(|(seq, _)| *seq);
+        let batch = batch.or_else(under_way);
         if let (Some(seq), Some(t)) = (batch, taken)
             // The ack may have been faster than this call.
             && q.acked < Some(seq)
@@ -388,19 +391,43 @@ mod tests {
         assert_eq!(q.wait(hour), Wait::Due);
     }
 
+    fn writes(files: std::ops::Range<u64>) -> Vec<Change> {
+        let write = |n| Change {
+            time: Timestamp::from_nanos(1),
+            path: BytePath::new(format!("/{n}")).unwrap(),
+            dir: FileId { dev: 1, ino: 1 },
+            name: None,
+            file: Some(FileId { dev: 1, ino: 2 + n }),
+            op: ChangeOp::Write(None),
+        };
+        files.map(write).collect()
+    }
+
+    #[test]
+    fn what_had_been_read_before_is_durable_with_what_is_under_way() {
+        let q = Queue::new(100, Vec::new());
+        q.insert(ChangeSeq(1), &writes(0..2));
+        assert_eq!(q.take(1).commands.len(), 1);
+        q.settle(Vec::new(), Some(BatchSeq(1)));
+        // Of the second file all is in that batch already.
+        assert_eq!(q.take(1).commands.len(), 1);
+        q.settle(Vec::new(), None);
+        assert_eq!(q.durable_through(), ChangeSeq(0));
+        q.insert(ChangeSeq(3), &writes(2..4));
+        q.take(1);
+        q.settle(Vec::new(), Some(BatchSeq(2)));
+        q.take(1);
+        q.settle(Vec::new(), None);
+        q.acked(BatchSeq(1));
+        assert_eq!(q.durable_through(), ChangeSeq(2));
+        q.acked(BatchSeq(2));
+        assert_eq!(q.durable_through(), ChangeSeq(4));
+    }
+
     #[test]
     fn what_is_owed_is_no_message() {
         let q = Queue::new(100, Vec::new());
-        let changes: Vec<Change> = (0..20)
-            .map(|n| Change {
-                time: Timestamp::from_nanos(1),
-                path: BytePath::new(format!("/{n}")).unwrap(),
-                dir: FileId { dev: 1, ino: 1 },
-                name: None,
-                file: Some(FileId { dev: 1, ino: 2 + n }),
-                op: ChangeOp::Write(None),
-            })
-            .collect();
+        let changes = writes(0..20);
         assert_eq!(q.told(), ChangeSeq(0));
         q.owe(&changes);
         assert_eq!(

@@ -69,7 +69,7 @@ impl BackupUnit {
         c: &BackupCommand,
         slot: u32,
     ) -> Result<(), UnitError> {
-        let mapped = c.what.mapped || row.is_none() && self.seen.take_mapped(e.stat.id);
+        let mapped = c.what.mapped || row.is_none() && self.seen.is_mapped(e.stat.id);
         if row.is_none()
             && !mapped
             && let Some(read) = self.ahead.file(&e.stat)
@@ -93,6 +93,8 @@ impl BackupUnit {
                 Ok(now) => stat = now,
                 Err(err) => return self.fail(&e.path, &err, c),
             }
+            // From here on stores are told of anew.
+            self.seen.forget_mapped(stat.id);
         }
         let started = Start {
             at: self.clock.now(),
@@ -487,7 +489,7 @@ impl BackupUnit {
         let attrs_same = row
             .as_ref()
             .filter(|r| r.origin.ctime == stat.ctime && !c.what.attr);
-        let mut attrs_read = false;
+        let (mut attrs_read, mut attrs_failed) = (false, false);
         let xattrs = match attrs_same {
             Some(r) => r.meta.xattrs.clone(),
             None => match xattrs.read() {
@@ -496,6 +498,7 @@ impl BackupUnit {
                     x
                 }
                 Err(err) => {
+                    attrs_failed = true;
                     self.problem(&e.path, &err, Some(c));
                     row.as_ref()
                         .map(|r| r.meta.xattrs.clone())
@@ -516,7 +519,7 @@ impl BackupUnit {
             flags,
             sum: content.sum,
         };
-        if !settled {
+        if !settled || attrs_failed {
             self.seen.forget(stat.id);
         } else if attrs_read && !partial {
             self.seen.note(stat.id, started.told);

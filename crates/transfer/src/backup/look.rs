@@ -131,7 +131,7 @@ impl BackupUnit {
         id: FileId,
     ) -> Result<(), UnitError> {
         if self.has_seen(&c, id) {
-            self.solved(&c.path);
+            self.gone(&c.target);
             return Ok(());
         }
         let roots = self.tree.roots().iter().filter(|r| r.id.dev == id.dev);
@@ -229,8 +229,11 @@ impl BackupUnit {
         c: BackupCommand,
         id: FileId,
     ) -> Result<(), UnitError> {
-        self.compares.remove(&id);
-        let new = self.new_dirs.remove(&id).is_some();
+        let mut new = false;
+        if c.what.compare {
+            self.compares.remove(&id);
+            new = self.new_dirs.remove(&id).is_some();
+        }
         if let Some(i) = self.tree.roots().iter().position(|r| r.id == id) {
             let root = self.tree.root(i);
             let now = Dir::open_absolute(&root.spec.path).and_then(|d| d.stat_self());
@@ -263,6 +266,10 @@ impl BackupUnit {
             _ => return Ok(()),
         }
         if !c.what.compare {
+            let owed = self.problems.get(&dir.path);
+            if owed.is_some_and(|p| !p.command.what.compare) {
+                self.solved(&dir.path);
+            }
             return Ok(());
         }
         let compared = self.compare(&c, &dir, new);

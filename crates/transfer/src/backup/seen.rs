@@ -53,8 +53,11 @@ pub(super) struct Seen {
     earlier: HashMap<FileId, ChangeSeq>,
     /// The newest message of this round: it was told before anything was read in it.
     round: ChangeSeq,
-    /// Files that were not known when a message told that they are mapped.
+    /// Files that were not known when a message told that they are mapped: their first read begins with writeback. Of the few
+    /// that the next process reads first, nobody knows that any more.
     mapped: HashSet<FileId>,
+    /// There were more than are remembered.
+    more_mapped: bool,
 }
 
 impl Seen {
@@ -86,18 +89,28 @@ impl Seen {
 
     /// Stores through mappings were told of, and nothing was known of it.
     pub fn note_mapped(&mut self, file: FileId) {
-        if self.mapped.len() < MAPPED {
-            self.mapped.insert(file);
+        match self.mapped.len() < MAPPED {
+            true => drop(self.mapped.insert(file)),
+            false => self.more_mapped = true,
         }
     }
 
-    /// Was that so, and has nobody asked since?
-    pub fn take_mapped(&mut self, file: FileId) -> bool {
-        !self.mapped.is_empty() && self.mapped.remove(&file)
+    /// May that have been so?
+    pub fn is_mapped(&self, file: FileId) -> bool {
+        self.more_mapped || self.mapped.contains(&file)
     }
 
-    /// Nothing is on its way any more about which it would matter.
-    pub fn clear(&mut self) {
-        *self = Seen::default();
+    /// Whoever stores into it is told of from now on.
+    pub fn forget_mapped(&mut self, file: FileId) {
+        self.mapped.remove(&file);
+    }
+
+    /// Nothing is on its way any more about which it would matter; `all`: nor is anything still to be read for the first time.
+    pub fn clear(&mut self, all: bool) {
+        (self.files, self.earlier) = Default::default();
+        if all {
+            self.mapped = HashSet::new();
+            self.more_mapped = false;
+        }
     }
 }

@@ -388,7 +388,8 @@ impl BackupUnit {
         // One that is busy is told to be idle now and then, too.
         if std::mem::replace(&mut self.commands_at_idle, self.stats.commands) == self.stats.commands
         {
-            self.seen.clear();
+            let open = self.left_out() || self.catching_up();
+            self.seen.clear(!open);
         }
         if self.compares.is_empty() {
             self.new_dirs.clear();
@@ -873,12 +874,24 @@ impl BackupUnit {
         if let Some(c) = command
             && (self.problems.len() < PROBLEMS || self.problems.contains_key(path))
         {
+            let mut command = c.clone();
+            if let Some(p) = self.problems.get(path)
+                && p.command.target == command.target
+            {
+                // What was to be done there before still is.
+                let before = &p.command;
+                command.what = command.what.or(before.what);
+                command.extents = None;
+                (command.first, command.since) =
+                    (command.first, command.since).min((before.first, before.since));
+                command.newest = command.newest.max(before.newest);
+            }
             let p = Problem {
                 path: path.clone(),
                 why: e.to_string(),
                 since,
                 retry_at: now.after(RETRY),
-                command: c.clone(),
+                command,
             };
             self.problems.insert(path.clone(), p);
         } else {
@@ -886,7 +899,7 @@ impl BackupUnit {
         }
     }
 
-    /// The directory of these is gone, with the problem.
+    /// What was to be looked at is gone, or has been looked at in another way: so is the problem with it.
     pub(super) fn gone(&mut self, target: &Target) {
         if !self.problems.is_empty() {
             self.problems.retain(|_, p| p.command.target != *target);
