@@ -103,6 +103,11 @@ struct scratch {
 	__s32 found;			/* WALK_*, or the number of the root */
 	__u32 cut;
 	__u32 unlinked;
+	__u32 steps;			/* of the walk, up from the leaf */
+	__u32 moving;			/* one of the dentries was being moved */
+	__u64 trace;			/* which dentries, and how often each had been moved */
+	__u64 again;			/* the same of a second walk */
+	__u64 address;			/* of a dentry, as a number: the verifier lets no program compute with the pointer */
 	__u64 dev;
 	__u64 bits;			/* as in struct farwrite_device */
 	__u64 mask;			/* the roots of the device */
@@ -115,18 +120,26 @@ struct scratch {
 #define WALK_OUTSIDE	-2		/* came to the top of the filesystem */
 #define WALK_NOWHERE	-3		/* came to an end that is not the top: the file has no known name */
 #define WALK_SKIP	-4		/* below a directory that is skipped */
+#define WALK_MOVING	-5		/* directories on the way kept moving: where it is is not known */
+
+/* A walk is tried again this often if a directory on the way was moved meanwhile. */
+#define TRIES		8
 
 struct scratches {
 	struct scratch slot[SLOTS];
 };
 
 /* A call whose exit needs what only its entry knows. */
-struct pending {
-	__u64 object;		/* rename: the old directory's dentry; direct write: the request */
+struct object {
+	__u64 address;		/* rename: the old directory's dentry; direct write: the request */
 	__u64 dev;
 	__u64 ino;		/* rename: of the old directory; direct write: of the file */
 	__u64 offset;
 	__u32 generation;
+};
+
+struct pending {
+	struct object object;
 	__u32 over;
 	__u32 name_len;
 	__u8 name[NAME_MAX + 1];
@@ -251,9 +264,53 @@ static __noinline int lose(__u64 mask, __u32 hook)
 /* ---- paths ---------------------------------------------------------------------------------------------------- */
 
 struct walk {
+	struct dentry *leaf;
 	struct dentry *d;
 	struct scratch *s;
 };
+
+/*
+ * The way up is not one look: a walk that takes a step before one directory on it is moved and the next step after another is
+ * may come out where the file never was, even outside of all roots. So a second walk looks whether each dentry still has the
+ * parent and the count of moves (d_seq) that it had: if so, the whole way was as it was found, at the moment between both. That
+ * count, unlike the one of rename_lock, changes for nothing but what is on the way, and takes no symbol to be found.
+ */
+static __always_inline __u64 traced(__u64 trace, __u64 dentry, __u32 moves)
+{
+	return (trace + dentry + moves) * 0x9e3779b97f4a7c15ull;
+}
+
+static __always_inline __u64 address_of(struct scratch *s, struct dentry *d)
+{
+	volatile __u64 *address = &s->address;
+
+	*address = (__u64)d;
+	return *address;
+}
+
+/* All of the first walk is before all of the second: an atomic that gives a value is a full barrier (Linux, instruction-set.rst). */
+static __always_inline void barrier_of(struct scratch *s)
+{
+	__sync_val_compare_and_swap(&s->busy, 1, 1);
+}
+
+static __always_inline void begin_walk(struct scratch *s, __u32 at)
+{
+	s->found = WALK_DEEP;
+	s->at = at;
+	s->cut = 0;
+	s->unlinked = 0;
+	s->steps = 0;
+	s->moving = 0;
+	s->trace = 0;
+	s->again = 0;
+}
+
+/* Was the whole way as the first walk found it? */
+static __always_inline bool is_settled(struct scratch *s)
+{
+	return !s->moving && s->trace == s->again;
+}
 
 /*
  * At a root or a skipped directory? A root that was removed, and whose number a new directory was given, has been watched all
@@ -297,11 +354,15 @@ static long walk_step(__u32 i, struct walk *w)
 {
 	struct dentry *d = w->d;
 	struct scratch *s = w->s;
+	__u32 moves = d->d_seq.seqcount.sequence;
 	struct dentry *parent = d->d_parent;
 	struct inode *inode = d->d_inode;
 	__u64 ino = inode ? inode->i_ino : 0;
 	__u32 at, len;
 
+	s->trace = traced(s->trace, address_of(s, d), moves);
+	s->moving |= moves & 1;
+	s->steps = i + 1;
 	if (inode && (s->bits & FARWRITE_INO_BIT(ino))) {
 		struct farwrite_place place = { .dev = s->dev, .ino = ino };
 		struct farwrite_place_is *is = bpf_map_lookup_elem(&places, &place);
@@ -337,17 +398,46 @@ static long walk_step(__u32 i, struct walk *w)
 	return 0;
 }
 
+static long walk_again(__u32 i, struct walk *w)
+{
+	struct dentry *d = w->d;
+	struct scratch *s = w->s;
+
+	s->again = traced(s->again, address_of(s, d), d->d_seq.seqcount.sequence);
+	w->d = d->d_parent;
+	return 0;
+}
+
+static long walk_try(__u32 i, struct walk *w)
+{
+	struct scratch *s = w->s;
+
+	begin_walk(s, s->begin);
+	w->d = w->leaf;
+	bpf_loop(FARWRITE_DEPTH_MAX, walk_step, w, 0);
+	barrier_of(s);
+	w->d = w->leaf;
+	bpf_loop(s->steps, walk_again, w, 0);
+	if (is_settled(s))
+		return 1;
+	s->found = WALK_MOVING;
+	return 0;
+}
+
 /* Appends the path of `d`, leaf first, at s->at. Returns WALK_* or the root. */
 static __always_inline __s32 walk(struct scratch *s, struct dentry *d)
 {
-	struct walk w = { .d = d, .s = s };
+	struct walk w = { .leaf = d, .d = d, .s = s };
 
-	s->found = WALK_DEEP;
 	s->begin = s->at;
-	s->cut = 0;
-	s->unlinked = 0;
-	bpf_loop(FARWRITE_DEPTH_MAX, walk_step, &w, 0);
+	bpf_loop(TRIES, walk_try, &w, 0);
 	return s->found;
+}
+
+/* A name that is somewhere, perhaps below a root. */
+static __always_inline bool is_unknown(__s32 found)
+{
+	return found == WALK_DEEP || found == WALK_NOWHERE || found == WALK_MOVING;
 }
 
 /* ---- records -------------------------------------------------------------------------------------------------- */
@@ -382,6 +472,20 @@ static __always_inline void give_scratch(struct scratch *s)
 	s->busy = 0;
 }
 
+/* The file that the record is about; NULL: that is not known. */
+static __always_inline void about(struct farwrite_record *r, struct inode *inode)
+{
+	r->ino = 0;
+	r->generation = 0;
+	r->flags &= ~FARWRITE_F_DIR;
+	if (!inode)
+		return;
+	r->ino = inode->i_ino;
+	r->generation = inode->i_generation;
+	if ((inode->i_mode & S_IFMT) == S_IFDIR)
+		r->flags |= FARWRITE_F_DIR;
+}
+
 static __always_inline void fill(struct scratch *s, struct inode *inode, __u16 op, __u16 hook)
 {
 	struct farwrite_record *r = &s->r;
@@ -397,12 +501,7 @@ static __always_inline void fill(struct scratch *s, struct inode *inode, __u16 o
 	r->dev = s->dev;
 	r->tid = (__u32)pid;
 	r->pid = task->flags & PF_KTHREAD ? 0 : pid >> 32;
-	if (inode) {
-		r->ino = inode->i_ino;
-		r->generation = inode->i_generation;
-		if ((inode->i_mode & S_IFMT) == S_IFDIR)
-			r->flags |= FARWRITE_F_DIR;
-	}
+	about(r, inode);
 }
 
 /* Puts the record into the ring; wakes the daemon if it sleeps. */
@@ -467,7 +566,7 @@ static __noinline int put_content(struct scratch *s, struct dentry *d, struct in
 	nameless = s->unlinked || (!d->d_hash.pprev && d->d_parent != d);
 	if (found == WALK_SKIP)
 		return 0;
-	if (found == WALK_DEEP)
+	if (found == WALK_DEEP || (found == WALK_MOVING && dir))
 		return lose(s->mask, s->r.hook);
 	if (found >= 0 && !nameless) {
 		s->r.root = found;
@@ -584,20 +683,20 @@ int BPF_PROG(iomap_dio_complete_entry, struct iomap_dio *dio)
 
 	if (!(dio->flags & IOMAP_DIO_WRITE) || !iocb->ki_complete)
 		return 0;
-	device = watched(inode, &p.dev);
+	device = watched(inode, &p.object.dev);
 	if (!device)
 		return 0;
-	p.object = (__u64)iocb;
-	p.ino = inode->i_ino;
-	p.generation = inode->i_generation;
-	p.offset = iocb->ki_pos;
+	p.object.address = (__u64)iocb;
+	p.object.ino = inode->i_ino;
+	p.object.generation = inode->i_generation;
+	p.object.offset = iocb->ki_pos;
 	if (bpf_map_update_elem(&calls, &key, &p, BPF_ANY))
 		lose(device->roots, HOOK_DIO);
 	return 0;
 }
 
 /* By identity: what has no name at hand. */
-static __noinline int tell_identity(struct pending *p, __s64 result)
+static __noinline int tell_identity(struct object *p, __s64 result)
 {
 	struct farwrite_device *device = bpf_map_lookup_elem(&devices, &p->dev);
 	struct scratch *s;
@@ -626,14 +725,14 @@ int BPF_PROG(iomap_dio_complete_exit, struct iomap_dio *dio, long ret)
 	__u64 key = bpf_get_current_pid_tgid();
 	struct pending *p = bpf_map_lookup_elem(&calls, &key);
 	struct kiocb *iocb = dio->iocb;
-	struct pending was;
+	struct object was;
 
 	if (!p)
 		return 0;
-	was = *p;
+	was = p->object;
 	bpf_map_delete_elem(&calls, &key);
 	/* The request lives until its completion is called, which follows; `dio` may be another's by now. */
-	if ((__u64)iocb == was.object) {
+	if ((__u64)iocb == was.address) {
 		struct file *file = iocb->ki_filp;
 		struct content e = {
 			.d = file->f_path.dentry,
@@ -894,7 +993,7 @@ static __noinline int tell_name(struct dentry *d, struct inode *inode, __u32 wha
 		if (s->cut)
 			s->r.flags |= FARWRITE_F_PATH_CUT;
 		put(s);
-	} else if (found == WALK_DEEP || found == WALK_NOWHERE) {
+	} else if (is_unknown(found)) {
 		lose(device->roots, hook);
 	}
 	give_scratch(s);
@@ -940,17 +1039,23 @@ int BPF_PROG(vfs_rmdir, void *idmap, struct inode *dir, struct dentry *d, int re
 /* walk_step for a dentry that is known by its address only (a number to the verifier). */
 struct walk_raw {
 	__u64 d;
+	__u64 leaf;
 	struct scratch *s;
+	__u32 name_len;
 };
 
 static long walk_raw_step(__u32 i, struct walk_raw *w)
 {
 	struct dentry *d = (void *)w->d;
 	struct scratch *s = w->s;
+	__u32 moves = BPF_CORE_READ(d, d_seq.seqcount.sequence);
 	struct dentry *parent = BPF_CORE_READ(d, d_parent);
 	__u64 ino = BPF_CORE_READ(d, d_inode, i_ino);
 	__u32 at, len;
 
+	s->trace = traced(s->trace, w->d, moves);
+	s->moving |= moves & 1;
+	s->steps = i + 1;
 	if (s->bits & FARWRITE_INO_BIT(ino)) {
 		struct farwrite_place place = { .dev = s->dev, .ino = ino };
 		struct farwrite_place_is *is = bpf_map_lookup_elem(&places, &place);
@@ -983,20 +1088,41 @@ static long walk_raw_step(__u32 i, struct walk_raw *w)
 	return 0;
 }
 
-/* The path, from the beginning of s->path, of what was called p->name in the directory p->object. */
+static long walk_raw_again(__u32 i, struct walk_raw *w)
+{
+	struct dentry *d = (void *)w->d;
+
+	w->s->again = traced(w->s->again, w->d, BPF_CORE_READ(d, d_seq.seqcount.sequence));
+	w->d = (__u64)BPF_CORE_READ(d, d_parent);
+	return 0;
+}
+
+static long walk_raw_try(__u32 i, struct walk_raw *w)
+{
+	struct scratch *s = w->s;
+
+	begin_walk(s, w->name_len);
+	w->d = w->leaf;
+	bpf_loop(FARWRITE_DEPTH_MAX, walk_raw_step, w, 0);
+	barrier_of(s);
+	w->d = w->leaf;
+	bpf_loop(s->steps, walk_raw_again, w, 0);
+	if (is_settled(s))
+		return 1;
+	s->found = WALK_MOVING;
+	return 0;
+}
+
+/* The path, from the beginning of s->path, of what was called p->name in the directory that p->object is. */
 static __noinline __s32 walk_before(struct scratch *s, struct pending *p)
 {
-	struct walk_raw w = { .d = p->object, .s = s };
 	__u32 len = p->name_len & NAME_MAX;
+	struct walk_raw w = { .leaf = p->object.address, .s = s, .name_len = len };
 
-	s->found = WALK_DEEP;
 	s->begin = 0;
-	s->cut = 0;
-	s->unlinked = 0;
 	if (len)
 		bpf_probe_read_kernel(s->path, len, p->name);
-	s->at = len;
-	bpf_loop(FARWRITE_DEPTH_MAX, walk_raw_step, &w, 0);
+	bpf_loop(TRIES, walk_raw_try, &w, 0);
 	return s->found;
 }
 
@@ -1008,11 +1134,11 @@ int BPF_PROG(vfs_rename_entry, struct renamedata *rd)
 	struct pending p = {};
 	__u64 key = (__u64)rd;
 
-	device = watched(d->d_inode, &p.dev);
+	device = watched(d->d_inode, &p.object.dev);
 	if (!device)
 		return 0;
-	p.object = (__u64)d->d_parent;
-	p.ino = d->d_parent->d_inode->i_ino;
+	p.object.address = (__u64)d->d_parent;
+	p.object.ino = d->d_parent->d_inode->i_ino;
 	p.over = rd->new_dentry->d_inode != NULL;
 	p.name_len = d->d_name.len & NAME_MAX;
 	if (p.name_len)
@@ -1045,19 +1171,23 @@ static __noinline int tell_sides(struct scratch *s, struct dentry *d, struct pen
 	__s32 from, to;
 
 	from = walk_before(s, p);
+	if (is_unknown(from))
+		lose(s->mask, HOOK_RENAME);
 	if (from >= 0) {
 		s->r.flags &= ~FARWRITE_F_PATH_CUT;
 		if (s->cut)
 			s->r.flags |= FARWRITE_F_PATH_CUT;
-		put_one_side(s, FARWRITE_OP_DELETE, from, s->at, p->ino);
+		put_one_side(s, FARWRITE_OP_DELETE, from, s->at, p->object.ino);
 		if (exchange || (flags & RENAME_WHITEOUT)) {
-			s->r.ino = 0;
-			put_one_side(s, FARWRITE_OP_CREATE, from, s->at, p->ino);
-			s->r.ino = d->d_inode->i_ino;
+			about(&s->r, NULL);
+			put_one_side(s, FARWRITE_OP_CREATE, from, s->at, p->object.ino);
+			about(&s->r, d->d_inode);
 		}
 	}
 	s->at = 0;
 	to = walk(s, d);
+	if (is_unknown(to))
+		lose(s->mask, HOOK_RENAME);
 	if (to >= 0) {
 		s->r.flags &= ~FARWRITE_F_PATH_CUT;
 		if (s->cut)
@@ -1092,11 +1222,11 @@ static __noinline int tell_rename(struct dentry *d, struct pending *p, __u32 fla
 	length = s->at;
 	cut = s->cut;
 	to = walk(s, d);
-	if (from == WALK_DEEP || to == WALK_DEEP || from == WALK_NOWHERE || to == WALK_NOWHERE) {
+	if (is_unknown(from) || is_unknown(to)) {
 		lose(device->roots, HOOK_RENAME);
 	} else if (from >= 0 && from == to && s->at > length) {
 		s->r.root = from;
-		s->r.parent = p->ino;
+		s->r.parent = p->object.ino;
 		s->r.to_parent = d->d_parent->d_inode->i_ino;
 		s->r.path_len = length;
 		s->r.to_path_len = s->at - length;
@@ -1106,8 +1236,8 @@ static __noinline int tell_rename(struct dentry *d, struct pending *p, __u32 fla
 			s->r.flags |= FARWRITE_F_PATH_CUT;
 		put(s);
 		if (flags & RENAME_WHITEOUT) {
-			s->r.ino = 0;
-			put_one_side(s, FARWRITE_OP_CREATE, from, length, p->ino);
+			about(&s->r, NULL);
+			put_one_side(s, FARWRITE_OP_CREATE, from, length, p->object.ino);
 		}
 	} else {
 		tell_sides(s, d, p, flags);

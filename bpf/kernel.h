@@ -59,7 +59,15 @@ struct inode {
 	struct super_block *i_sb;
 };
 
+struct seqcount {
+	__u32 sequence;
+};
+
 struct dentry {
+	/* counts the times it was moved or renamed, by two each; odd while that goes on */
+	struct {
+		struct seqcount seqcount;
+	} d_seq;
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// What one name is: inode, size, mtime, mode.
@@ -325,5 +325,88 @@ fn nothing_changes_without_a_message_from_inside_the_kernel() {
             storm(kind, On::Disk, seed, 1);
             storm(kind, On::Tmpfs, seed, 3);
         }
+    }
+}
+
+/// A directory that never leaves the root, while those above it do: no moment in which what is made in it is outside, but a look
+/// at the way up that takes one step before a move and the next after another finds it there.
+fn moving_above(kind: SensorKind) {
+    const TURNS: u64 = 20_000;
+    // Messages that are not read yet: far fewer than there is room for.
+    const BEHIND: u64 = 4_000;
+    let place = Place::new(On::Tmpfs);
+    let (root, outside) = (place.root(), place.outside());
+    // A long way from what is moved out up from what was moved before.
+    let deep = root.join("a").join("n/".repeat(200)).join("p");
+    fs::create_dir_all(&deep).unwrap();
+    let (away, beside) = (outside.join("a"), root.join("p"));
+    let p = fs::File::open(&deep).unwrap();
+    let id = id_of(&deep);
+    let mut s: Box<dyn ChangeSource> = place.sensor(kind);
+    let (mut told, mut overflows) = (HashSet::new(), 0);
+    let (done, made, read) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let go = |n: u64| {
+        made.fetch_add(n, Ordering::Relaxed);
+        while made.load(Ordering::Relaxed) > read.load(Ordering::Relaxed) + BEHIND {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                go(4);
+                fs::rename(&deep, &beside).unwrap();
+                fs::rename(root.join("a"), &away).unwrap();
+                fs::rename(&away, root.join("a")).unwrap();
+                fs::rename(&beside, &deep).unwrap();
+            }
+        });
+        let maker = scope.spawn(|| {
+            for n in 0..TURNS {
+                go(2);
+                let name = n.to_string();
+                rustix::fs::symlinkat("x", &p, &name).unwrap();
+                rustix::fs::unlinkat(&p, &name, rustix::fs::AtFlags::empty()).unwrap();
+            }
+            done.store(true, Ordering::Release);
+        });
+        loop {
+            let last = done.load(Ordering::Acquire);
+            let mut changes = Vec::new();
+            let state = s.read(&mut changes, Duration::from_millis(5)).unwrap();
+            // What came from outside is told of with the tree below it.
+            let own = changes.iter().filter(|c| c.op != ChangeOp::Subtree);
+            read.fetch_add(own.count() as u64, Ordering::Relaxed);
+            overflows += changes
+                .iter()
+                .filter(|c| c.op == ChangeOp::Overflow)
+                .count();
+            let of = changes.into_iter().filter(|c| c.dir == id);
+            told.extend(of.filter_map(|c| Some((c.name?, c.op == ChangeOp::Delete))));
+            s.release().unwrap();
+            if last && state == ReadState::Drained {
+                break;
+            }
+        }
+        mover.join().unwrap();
+        maker.join().unwrap();
+    });
+    let names = (0..TURNS).map(|n| Name::new(n.to_string().as_bytes()).unwrap());
+    let both = names.flat_map(|n| [(n.clone(), false), (n, true)]);
+    let hidden: Vec<_> = both.filter(|key| !told.contains(key)).collect();
+    let moves = made.load(Ordering::Relaxed) - 2 * TURNS;
+    println!(
+        "{kind}: {} of {TURNS} hidden by {moves} moves",
+        hidden.len()
+    );
+    assert_eq!(overflows, 0, "{kind}");
+    assert!(hidden.is_empty(), "{kind}: nothing told of {hidden:?}");
+    end(s);
+}
+
+#[test]
+fn what_moves_above_a_directory_hides_nothing_in_it() {
+    for kind in sensors().into_iter().filter(|k| is_exact(*k)) {
+        moving_above(kind);
     }
 }
