@@ -1165,7 +1165,7 @@ static __always_inline void put_one_side(struct scratch *s, __u16 op, __s32 root
  * Into a root, out of one, or from one into another: for each it is an arrival or a departure. An exchange leaves something
  * else at both names.
  */
-static __noinline int tell_sides(struct scratch *s, struct dentry *d, struct pending *p, __u32 flags)
+static __noinline int tell_sides(struct scratch *s, struct dentry *d, struct dentry *other, struct pending *p, __u32 flags)
 {
 	bool exchange = flags & RENAME_EXCHANGE;
 	__s32 from, to;
@@ -1179,7 +1179,7 @@ static __noinline int tell_sides(struct scratch *s, struct dentry *d, struct pen
 			s->r.flags |= FARWRITE_F_PATH_CUT;
 		put_one_side(s, FARWRITE_OP_DELETE, from, s->at, p->object.ino);
 		if (exchange || (flags & RENAME_WHITEOUT)) {
-			about(&s->r, NULL);
+			about(&s->r, exchange ? other->d_inode : NULL);
 			put_one_side(s, FARWRITE_OP_CREATE, from, s->at, p->object.ino);
 			about(&s->r, d->d_inode);
 		}
@@ -1199,7 +1199,8 @@ static __noinline int tell_sides(struct scratch *s, struct dentry *d, struct pen
 	return 0;
 }
 
-static __noinline int tell_rename(struct dentry *d, struct pending *p, __u32 flags)
+/* `other` is what had the new name: in an exchange it has the old one now. */
+static __noinline int tell_rename(struct dentry *d, struct dentry *other, struct pending *p, __u32 flags)
 {
 	struct farwrite_hook_counter *n = counter_of(HOOK_RENAME);
 	struct inode *inode = d->d_inode;
@@ -1240,7 +1241,7 @@ static __noinline int tell_rename(struct dentry *d, struct pending *p, __u32 fla
 			put_one_side(s, FARWRITE_OP_CREATE, from, length, p->object.ino);
 		}
 	} else {
-		tell_sides(s, d, p, flags);
+		tell_sides(s, d, other, p, flags);
 	}
 	give_scratch(s);
 	return 0;
@@ -1259,7 +1260,7 @@ int BPF_PROG(vfs_rename_exit, struct renamedata *rd, int ret)
 		return device ? lose(device->roots, HOOK_RENAME) : 0;
 	}
 	if (!ret)
-		tell_rename(d, p, rd->flags);
+		tell_rename(d, rd->new_dentry, p, rd->flags);
 	bpf_map_delete_elem(&calls, &key);
 	return 0;
 }

@@ -146,6 +146,15 @@ fn outside_dirs(c: &Ctx) {
     fs::write(c.p("OUT/f"), b"outside").unwrap();
 }
 
+fn exchange_dirs(c: &Ctx) {
+    dirs(c);
+    outside_dirs(c);
+}
+
+fn swap(a: &Path, b: &Path) -> rustix::io::Result<()> {
+    rfs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
+}
+
 fn linked_outside(c: &Ctx) {
     file(c);
     fs::hard_link(c.p("f"), c.p("OUT/h")).unwrap();
@@ -560,15 +569,7 @@ fn name_rows() -> Vec<Row> {
         row(
             "rename, exchange",
             two_files,
-            |c| {
-                done(rfs::renameat_with(
-                    CWD,
-                    c.p("f"),
-                    CWD,
-                    c.p("g"),
-                    RenameFlags::EXCHANGE,
-                ))
-            },
+            |c| done(swap(&c.p("f"), &c.p("g"))),
             &[Want::Rename("f", "g"), Want::Rename("g", "f")],
         ),
         row(
@@ -602,7 +603,7 @@ fn name_rows() -> Vec<Row> {
                 fs::write(c.p("n/e/f"), b"other").unwrap();
             },
             |c| {
-                rfs::renameat_with(CWD, c.p("d"), CWD, c.p("n"), RenameFlags::EXCHANGE).unwrap();
+                swap(&c.p("d"), &c.p("n")).unwrap();
                 fs::write(c.p("n/e/f"), b"1").unwrap();
                 fs::write(c.p("d/e/f"), b"2").unwrap();
                 Box::new(())
@@ -623,6 +624,27 @@ fn name_rows() -> Vec<Row> {
                 Box::new(())
             },
             &[Want::Create("d"), Want::Below("d")],
+        ),
+        row(
+            "exchange a directory with one outside",
+            exchange_dirs,
+            |c| done(swap(&c.p("d"), &c.p("OUT/d"))),
+            &[Want::Create("d"), Want::Below("d")],
+        ),
+        row(
+            "exchange a directory outside with one below the root",
+            exchange_dirs,
+            |c| done(swap(&c.p("OUT/d"), &c.p("d"))),
+            &[Want::Create("d"), Want::Below("d")],
+        ),
+        row(
+            "exchange a file with a directory outside",
+            |c| {
+                outside_dirs(c);
+                file(c);
+            },
+            |c| done(swap(&c.p("f"), &c.p("OUT/d"))),
+            &[Want::Create("f"), Want::Below("f")],
         ),
         row(
             "rename a directory out of the root",
