@@ -5,6 +5,7 @@
 //! Needs CAP_SYS_ADMIN for the mark and CAP_DAC_READ_SEARCH to open handles. Never asks for permission
 //! events: no application ever waits for this reader.
 
+mod intake;
 mod parse;
 mod resolve;
 
@@ -16,22 +17,22 @@ use crate::{
     WatchRoot, sys,
 };
 use farwrite_core::{Change, ChangeOp, FileId, Guarantee, Name, Timestamp};
+use intake::{EVENT_UNIT, Intake};
 use libc::{
     FAN_ATTRIB, FAN_CLOSE_WRITE, FAN_CREATE, FAN_DELETE, FAN_FS_ERROR, FAN_MODIFY, FAN_ONDIR,
     FAN_Q_OVERFLOW, FAN_RENAME,
 };
 use parse::{Entry, Event, Events, Handle};
 use resolve::{Dir, Place, Resolver};
-use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Bytes asked for in one read(2).
-const BUFFER_BYTES: usize = 512 << 10;
-/// Buffers read in one call at most, so that noise elsewhere on the filesystem cannot hold a caller.
-const READ_BUFFERS: usize = 32;
+/// Events looked at in one step; what ends a read is looked at between two.
+const STEP_EVENTS: usize = 1024;
+/// Events looked at in one call at most, about, so that noise elsewhere on the filesystem cannot hold a caller.
+const READ_EVENTS: usize = 128 << 10;
 /// Drained reads, this one included, after which the `Subtree` of a directory that came in has been looked at.
 const CAME_IN: u8 = 2;
 /// What the mark asks for.
@@ -52,22 +53,21 @@ const REMEDY_KERNEL: &str = "use Linux 5.17 or newer, or inotify";
 
 /// See the module's text.
 pub struct FanotifySource {
-    fd: OwnedFd,
+    intake: Intake,
+    /// Taken in, and looked at up to `at`.
+    buf: Vec<u8>,
+    at: usize,
+    taken: Timestamp,
     waker: Waker,
     watch: Vec<WatchRoot>,
     resolver: Resolver,
     ignore_pid: Option<i32>,
-    buf: Vec<u8>,
     seen_now: HashSet<(FileId, Box<[u8]>, bool)>,
     /// A directory came in lately: reads to go until its `Subtree` can be taken to have been looked at.
     came_in: u8,
     mark: Mark,
     stats: SensorStats,
 }
-
-/// FIONREAD counts this much for each event in the queue: its fixed part, without the handles and names behind it
-/// (`fanotify_ioctl` in the kernel's fs/notify/fanotify/fanotify_user.c).
-const EVENT_UNIT: u64 = size_of::<libc::fanotify_event_metadata>() as u64;
 
 /// Creates a notification group; the error says what is missing and what to do.
 pub(crate) fn init(limited_queue: bool) -> Result<OwnedFd, SensorError> {
@@ -103,6 +103,13 @@ fn unavailable(why: String, remedy: &str) -> SensorError {
     }
 }
 
+fn unreadable(source: io::Error) -> SensorError {
+    SensorError::Read {
+        sensor: SensorKind::Fanotify,
+        source,
+    }
+}
+
 impl FanotifySource {
     /// Marks the filesystems of all roots. From the return on, no change is missed.
     pub fn open(roots: &[WatchRoot], opts: &SensorOptions) -> Result<Self, SensorError> {
@@ -128,12 +135,14 @@ impl FanotifySource {
         resolver.check_handles()?;
         stats.marks = resolver.filesystems() as u64;
         Ok(FanotifySource {
-            fd,
+            intake: Intake::new(fd),
+            buf: Vec::new(),
+            at: 0,
+            taken: now(),
             waker: Waker::new()?,
             watch: roots.to_vec(),
             resolver,
             ignore_pid: opts.ignore_pid,
-            buf: vec![0; BUFFER_BYTES],
             seen_now: HashSet::new(),
             came_in: 0,
             mark: Mark::default(),
@@ -141,21 +150,17 @@ impl FanotifySource {
         })
     }
 
-    /// Reads what is there; `false` once the queue is empty.
-    fn read_buffer(&mut self, out: &mut Vec<Change>) -> Result<bool, SensorError> {
-        let n = match rustix::io::read(&self.fd, &mut self.buf[..]) {
-            Ok(0) | Err(Errno::AGAIN) => return Ok(false),
-            Err(Errno::INTR) => return Ok(true),
-            Ok(n) => n,
-            Err(e) => {
-                return Err(SensorError::Read {
-                    sensor: SensorKind::Fanotify,
-                    source: e.into(),
-                });
-            }
-        };
-        let (buf, time) = (std::mem::take(&mut self.buf), now());
-        for event in Events::new(&buf[..n]) {
+    /// Looks at some of the events that are there, and says at how many; none once the queue is empty.
+    fn step(&mut self, out: &mut Vec<Change>) -> Result<usize, SensorError> {
+        if self.at == self.buf.len() {
+            self.at = 0;
+            self.intake.take(&mut self.buf).map_err(unreadable)?;
+            self.taken = now();
+        }
+        let (buf, time) = (std::mem::take(&mut self.buf), self.taken);
+        let mut events = Events::new(&buf[self.at..]);
+        let mut n = 0;
+        for event in events.by_ref().take(STEP_EVENTS) {
             let done = event
                 .map_err(io::Error::other)
                 .and_then(|ev| self.event(&ev, time, out));
@@ -164,9 +169,11 @@ impl FanotifySource {
                 self.stats.lost += 1;
                 self.lost(time, out);
             }
+            n += 1;
         }
+        self.at = buf.len() - events.left();
         self.buf = buf;
-        Ok(true)
+        Ok(n)
     }
 
     fn event(&mut self, ev: &Event<'_>, time: Timestamp, out: &mut Vec<Change>) -> io::Result<()> {
@@ -469,20 +476,21 @@ impl ChangeSource for FanotifySource {
 
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError> {
         let (start, until) = (out.len(), deadline(timeout));
-        let (mut last, mut buffers) = (false, 0);
+        let (mut last, mut events) = (false, 0);
         self.seen_now.clear();
         let state = loop {
-            if self.read_buffer(out)? {
-                buffers += 1;
+            let n = self.step(out)?;
+            if n > 0 {
+                events += n;
                 if self.mark.is_reached() {
                     break ReadState::Drained;
                 }
-                if out.len() - start >= READ_CHANGES || buffers >= READ_BUFFERS {
-                    let waiting = self.mark.set(|| rustix::io::ioctl_fionread(&self.fd));
-                    waiting.map_err(|e| SensorError::Read {
-                        sensor: SensorKind::Fanotify,
-                        source: e.into(),
-                    })?;
+                if out.len() - start >= READ_CHANGES || events >= READ_EVENTS {
+                    let waiting = || {
+                        let here = parse::count(&self.buf[self.at..]);
+                        Ok(self.intake.waiting()? + EVENT_UNIT * here)
+                    };
+                    self.mark.set(waiting).map_err(unreadable)?;
                     break ReadState::More;
                 }
                 continue;
@@ -491,12 +499,11 @@ impl ChangeSource for FanotifySource {
             if last || out.len() > start || Instant::now() >= until {
                 break ReadState::Drained;
             }
-            let ready = self.waker.wait(Some(self.fd.as_fd()), until);
-            let ready = ready.map_err(|e| SensorError::Read {
-                sensor: SensorKind::Fanotify,
-                source: e.into(),
-            })?;
-            last = ready != Ready::Events;
+            if !self.intake.rest() {
+                continue;
+            }
+            let ready = self.waker.wait(Some(self.intake.fd()), until);
+            last = ready.map_err(|e| unreadable(e.into()))? != Ready::Events;
         };
         if state == ReadState::Drained {
             self.came_in = self.came_in.saturating_sub(1);
@@ -521,7 +528,7 @@ impl Drop for FanotifySource {
         // Closing the last descriptor would do; the flush also holds if a copy of it is still open somewhere.
         if let Some((_, fd)) = self.resolver.root_fds().next() {
             let flags = libc::FAN_MARK_FLUSH | libc::FAN_MARK_FILESYSTEM;
-            if let Err(e) = sys::fanotify_mark(self.fd.as_fd(), flags, 0, fd.as_fd()) {
+            if let Err(e) = sys::fanotify_mark(self.intake.fd(), flags, 0, fd.as_fd()) {
                 tracing::warn!(error = %e, "removing the fanotify marks");
             }
         }

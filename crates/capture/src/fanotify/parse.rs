@@ -72,7 +72,7 @@ pub(super) struct Event<'a> {
 #[error("malformed fanotify event: {0}")]
 pub(super) struct BadEvent(&'static str);
 
-/// Iterates over the events of one read(2); ends after the first error.
+/// Iterates over events; ends after the first error.
 pub(super) struct Events<'a> {
     rest: &'a [u8],
 }
@@ -81,6 +81,21 @@ impl<'a> Events<'a> {
     pub fn new(buf: &'a [u8]) -> Self {
         Events { rest: buf }
     }
+
+    /// Bytes to come.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+/// How many events there are, looking at nothing but their lengths; behind one that does not add up there is none.
+pub(super) fn count(mut buf: &[u8]) -> u64 {
+    let mut n = 0;
+    while let Ok(len) = event_len(buf) {
+        buf = &buf[len..];
+        n += 1;
+    }
+    n
 }
 
 impl<'a> Iterator for Events<'a> {
@@ -237,6 +252,11 @@ mod tests {
         assert_eq!(all[1].old.unwrap().name, b"o");
         assert_eq!(all[1].new.unwrap().name, b"n");
         assert_eq!(all[2].mask, libc::FAN_Q_OVERFLOW);
+        assert_eq!(count(&buf), 3);
+        assert_eq!(count(&buf[..buf.len() - 1]), 2);
+        let mut some = Events::new(&buf);
+        some.next();
+        assert_eq!(count(&buf[buf.len() - some.left()..]), 2);
     }
 
     #[test]
