@@ -273,7 +273,9 @@ struct walk {
  * The way up is not one look: a walk that takes a step before one directory on it is moved and the next step after another is
  * may come out where the file never was, even outside of all roots. So a second walk looks whether each dentry still has the
  * parent and the count of moves (d_seq) that it had: if so, the whole way was as it was found, at the moment between both. That
- * count, unlike the one of rename_lock, changes for nothing but what is on the way, and takes no symbol to be found.
+ * count, unlike the one of rename_lock, changes for nothing but what is on the way, and takes no symbol to be found. (Where the
+ * processor itself reorders loads, a file that was renamed during the first walk may be told of under its name before: its inode
+ * and its directory's are right, and the rename is told of.)
  */
 static __always_inline __u64 traced(__u64 trace, __u64 dentry, __u32 moves)
 {
@@ -288,10 +290,19 @@ static __always_inline __u64 address_of(struct scratch *s, struct dentry *d)
 	return *address;
 }
 
-/* All of the first walk is before all of the second: an atomic that gives a value is a full barrier (Linux, instruction-set.rst). */
+/* All of the first walk is before all of the second: a compare-and-swap that succeeds is a full barrier. */
 static __always_inline void barrier_of(struct scratch *s)
 {
 	__sync_val_compare_and_swap(&s->busy, 1, 1);
+}
+
+/* How often it was moved or renamed: read before anything else of it that a walk uses. */
+static __always_inline __u32 moves_of(struct dentry *d)
+{
+	__u32 moves = *(volatile __u32 *)&d->d_seq.seqcount.sequence;
+
+	asm volatile("" ::: "memory");
+	return moves;
 }
 
 static __always_inline void begin_walk(struct scratch *s, __u32 at)
@@ -354,7 +365,7 @@ static long walk_step(__u32 i, struct walk *w)
 {
 	struct dentry *d = w->d;
 	struct scratch *s = w->s;
-	__u32 moves = d->d_seq.seqcount.sequence;
+	__u32 moves = moves_of(d);
 	struct dentry *parent = d->d_parent;
 	struct inode *inode = d->d_inode;
 	__u64 ino = inode ? inode->i_ino : 0;
@@ -403,7 +414,7 @@ static long walk_again(__u32 i, struct walk *w)
 	struct dentry *d = w->d;
 	struct scratch *s = w->s;
 
-	s->again = traced(s->again, address_of(s, d), d->d_seq.seqcount.sequence);
+	s->again = traced(s->again, address_of(s, d), moves_of(d));
 	w->d = d->d_parent;
 	return 0;
 }
@@ -1240,8 +1251,16 @@ static __noinline int tell_rename(struct dentry *d, struct dentry *other, struct
 			about(&s->r, NULL);
 			put_one_side(s, FARWRITE_OP_CREATE, from, length, p->object.ino);
 		}
-	} else {
+	} else if (from >= 0 || to >= 0) {
 		tell_sides(s, d, other, p, flags);
+	} else if (flags & RENAME_EXCHANGE) {
+		/* Both names are outside, but what had the other one may be a root: as above, an empty path. */
+		s->at = 0;
+		to = walk(s, other);
+		if (to >= 0 && s->at == 0) {
+			about(&s->r, other->d_inode);
+			put_one_side(s, FARWRITE_OP_DELETE, to, 0, other->d_parent->d_inode->i_ino);
+		}
 	}
 	give_scratch(s);
 	return 0;

@@ -64,7 +64,7 @@ struct seqcount {
 };
 
 struct dentry {
-	/* counts the times it was moved or renamed, by two each; odd while that goes on */
+	/* counts the changes of its name, parent and inode, by two each; odd while one goes on */
 	struct {
 		struct seqcount seqcount;
 	} d_seq;

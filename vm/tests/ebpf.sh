@@ -3,7 +3,7 @@
 . /guest.sh
 export FARWRITE_CONFORMANCE_SENSORS=ebpf FARWRITE_CONFORMANCE_DOC=/payload/capture.md RUST_BACKTRACE=1
 # What does not depend on the filesystem is looked at on one of them.
-anywhere="exact:: contract::nothing_changes_without_a_message_from_inside behaviour::a_bind behaviour::a_root_that_is_moved
+anywhere="exact:: contract::nothing_changes_without_a_message_from_inside behaviour::a_bind behaviour::a_root_that_is
     behaviour::a_wake behaviour::auto behaviour::messages behaviour::names behaviour::repeated behaviour::what_happens"
 each="exact::a_mapping exact::a_reader exact::a_store exact::ranges"
 failed=""

@@ -423,6 +423,26 @@ fn a_root_that_is_moved_or_removed_is_told_of() {
 }
 
 #[test]
+fn a_root_that_is_exchanged_is_told_of() {
+    for kind in telling() {
+        let place = Place::new(On::Tmpfs);
+        let (r, other) = (place.root(), place.outside());
+        let mut s = place.sensor(kind);
+        let swap = |a, b| {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(rustix::fs::CWD, a, rustix::fs::CWD, b, exchange).unwrap();
+        };
+        for (a, b) in [(&r, &other), (&other, &r)] {
+            drain(&mut *s);
+            swap(a, b);
+            let seen = drain(&mut *s);
+            let told = |c: &Change| c.op == ChangeOp::Subtree && c.path == byte_path(&r);
+            assert!(seen.iter().any(told), "{kind}: {seen:?}");
+        }
+    }
+}
+
+#[test]
 fn an_empty_root_that_is_removed_ends_a_long_wait() {
     let begin = Instant::now();
     for kind in telling() {
