@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-/// One call of [`ChangeSource::read`] returns once it has appended about this many changes (one kernel buffer
-/// may go beyond).
+/// One call of [`ChangeSource::read`] returns once it has appended about this many changes (a step
+/// of about a thousand may go beyond).
 pub const READ_CHANGES: usize = 16_384;
 
 /// A protected directory tree as the sensors see it.

@@ -14,8 +14,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Bytes asked for in one read(2).
-const READ_BYTES: usize = 512 << 10;
+/// Room for one read(2) at least, and by how much it is made larger.
+const ROOM_BYTES: usize = 64 << 10;
+const MORE_BYTES: usize = 512 << 10;
 /// Bytes that wait here at most, about 70,000 events; what comes then stays in the kernel's queue.
 const WAITING_BYTES: usize = 8 << 20;
 /// The helper is called when this much was found at once, about a hundred events.
@@ -148,7 +149,9 @@ impl Shared {
     /// Reads until the queue is empty or there is enough.
     fn pull(&self, waiting: &mut Vec<u8>) -> Result<(), Errno> {
         while waiting.len() < WAITING_BYTES {
-            waiting.reserve_exact(READ_BYTES);
+            if waiting.capacity() - waiting.len() < ROOM_BYTES {
+                waiting.reserve_exact(MORE_BYTES);
+            }
             match rustix::io::read(&self.fd, spare_capacity(waiting)) {
                 Ok(0) | Err(Errno::AGAIN) => break,
                 Ok(_) | Err(Errno::INTR) => {}
@@ -178,9 +181,10 @@ impl Shared {
                 state.helps = false;
                 continue;
             }
-            let nothing = state.waiting.len() == before && before < WAITING_BYTES;
+            let nothing = state.waiting.len() == before;
             idle = if nothing { idle + 1 } else { 0 };
-            state.helps = idle < self.idle_steps;
+            // When it is full there is nothing to be done until the reader takes it, and calls.
+            state.helps = idle < self.idle_steps && state.waiting.len() < WAITING_BYTES;
         }
     }
 }
@@ -193,6 +197,12 @@ mod tests {
     use std::time::Instant;
 
     const NEVER: u32 = u32::MAX;
+    const MOST_BYTES: usize = WAITING_BYTES + ROOM_BYTES + MORE_BYTES;
+
+    /// Long enough for the helper to do what it must not.
+    fn some_steps() {
+        std::thread::sleep(10 * STEP);
+    }
 
     /// A pipe in the place of the kernel's queue.
     fn intake(idle_steps: u32) -> (Intake, File) {
@@ -276,6 +286,11 @@ mod tests {
         intake.take(&mut buf).unwrap();
         assert_eq!(buf, event(8));
         assert!(intake.rest());
+        // The reader would never wake up for what somebody else took.
+        queue.write_all(&event(9)).unwrap();
+        some_steps();
+        let queued = rustix::io::ioctl_fionread(intake.fd()).unwrap();
+        assert_eq!(queued, EVENT_UNIT);
     }
 
     #[test]
@@ -297,10 +312,15 @@ mod tests {
             }
             assert!(Instant::now() < end && sent < all.len());
         }
+        some_steps();
+        assert!(queue.write(&all[sent..]).is_err(), "nobody takes more");
+        let state = intake.shared.lock();
+        assert!(!state.helps && state.waiting.len() <= MOST_BYTES);
+        drop(state);
         let mut got = buf.clone();
         while got.len() < sent {
             intake.take(&mut buf).unwrap();
-            assert!(buf.len() <= WAITING_BYTES + READ_BYTES);
+            assert!(buf.len() <= MOST_BYTES);
             got.extend_from_slice(&buf);
         }
         assert!(got == all[..sent], "in order, each once");
