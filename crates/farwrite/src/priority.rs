@@ -15,7 +15,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(120);
 /// autogroup feature". It is set if the session is ours alone, which is so if we lead it. A service of systemd with a
 /// `CPUWeight=` is ranked by that instead.
 pub(crate) fn count_against_other_sessions() {
-    let nice = getpriority_process(None).unwrap_or(0);
+    let nice = nice();
     if nice <= 0 || session() != Some(std::process::id()) {
         return;
     }
@@ -34,6 +34,15 @@ pub(crate) fn count_against_other_sessions() {
     if let Err(e) = done {
         tracing::debug!("the session's nice value stays as it is: {e}");
     }
+}
+
+/// Was the program started with `nice`, so that applications come first?
+pub(crate) fn is_low() -> bool {
+    nice() > 0
+}
+
+fn nice() -> i32 {
+    getpriority_process(None).unwrap_or(0)
 }
 
 /// The session's leader, from proc(5): getsid(2) says 0 if that is outside of our namespace, which rustix takes for impossible.

@@ -101,7 +101,10 @@ impl fmt::Display for Interval {
 
 /// The setting that all pacers of a source share; changed while they run.
 #[derive(Clone, Debug, Default)]
-pub struct PacerSetting(Arc<AtomicU64>);
+pub struct PacerSetting {
+    interval: Arc<AtomicU64>,
+    gives_way: bool,
+}
 
 const AUTO: u64 = 0;
 
@@ -113,18 +116,25 @@ impl PacerSetting {
         s
     }
 
+    /// Whether the applications come first: a file that is read whole in vain then rests from the first time on. Whoever starts
+    /// the program says so (nice(1)), and for good.
+    #[must_use]
+    pub fn giving_way(self, gives_way: bool) -> Self {
+        PacerSetting { gives_way, ..self }
+    }
+
     /// Changes the interval; takes effect at every unit's next decision.
     pub fn set(&self, interval: Interval) {
         let v = match interval {
             Interval::Auto => AUTO,
             Interval::Fixed(d) => d.min(FIXED_MAX).as_micros() as u64 + 1,
         };
-        self.0.store(v, Ordering::Relaxed);
+        self.interval.store(v, Ordering::Relaxed);
     }
 
     /// The interval as set.
     pub fn get(&self) -> Interval {
-        match self.0.load(Ordering::Relaxed) {
+        match self.interval.load(Ordering::Relaxed) {
             AUTO => Interval::Auto,
             us => Interval::Fixed(Duration::from_micros(us - 1)),
         }
@@ -198,10 +208,14 @@ impl Pacer {
     /// Time for which a file is left alone that took so long to be read whole, and of which the part `in_vain` (0 to 1) had not
     /// changed, while so many `others` rest: what all of them together cost is bounded. `before`: how often it was read so lately.
     /// A first change is not followed by a rest: many a file is changed twice, and then no more. With each further one it doubles.
+    /// Where the applications come first it is as long as it gets from the first one on.
     /// A fixed interval is all that there is to wait for.
     pub fn rest(&self, took: Duration, in_vain: f64, others: usize, before: u32) -> Duration {
         let all = others as f64 + 1.0;
-        let longer = (2f64.powi(before.min(30) as i32) - 1.0).min(IN_VAIN);
+        let longer = match self.setting.gives_way {
+            true => IN_VAIN,
+            false => (2f64.powi(before.min(30) as i32) - 1.0).min(IN_VAIN),
+        };
         match self.setting.get() {
             Interval::Auto => took
                 .mul_f64(longer * all * in_vain.clamp(0.0, 1.0))
@@ -287,8 +301,11 @@ mod tests {
         assert_eq!(p.rest(ms(40_000), 1.0, 0, 9), REST_MAX);
         let first: Vec<_> = (0..6).map(|n| p.rest(ms(40), 1.0, 0, n)).collect();
         assert_eq!(first, [0, 40, 120, 280, 600, 760].map(ms));
+        let polite = Pacer::new(setting.clone().giving_way(true));
+        assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(760));
         setting.set(Interval::Fixed(ms(7)));
         assert_eq!(p.rest(ms(40), 1.0, 0, 9), ms(0));
+        assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(0), "one setting");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::continuity::Record;
 use super::link::{Barrier, Barriered, Link, LinkSetup, Resumed};
 use super::sensor::{Ending, Losses, Running, SensorReport, SensorSetup};
 use crate::config::{self, Config, Vault};
+use crate::priority;
 use crate::state::State;
 use anyhow::{Context, bail};
 use farwrite_capture::WatchRoot;
@@ -95,7 +96,7 @@ impl Daemon {
             record.forget();
         }
         let resumed = Arc::new(Resumed::default());
-        let setting = PacerSetting::new(config.interval()?);
+        let setting = PacerSetting::new(config.interval()?).giving_way(priority::is_low());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("links")
