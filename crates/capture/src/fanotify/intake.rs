@@ -305,9 +305,10 @@ mod tests {
         let end = Instant::now() + Duration::from_secs(60);
         // As long as somebody takes them.
         loop {
+            let full = intake.shared.lock().waiting.len() >= WAITING_BYTES;
             match queue.write(&all[sent..]) {
                 Ok(n) => sent += n,
-                Err(_) if intake.shared.lock().waiting.len() >= WAITING_BYTES => break,
+                Err(_) if full => break,
                 Err(_) => std::thread::sleep(STEP / 4),
             }
             assert!(Instant::now() < end && sent < all.len());
