@@ -7,10 +7,11 @@ use farwrite_control::{
     API_VERSION, Backup, Problem, Protection, Schedule, Sensor, State, Status, Vault,
 };
 use farwrite_core::Timestamp;
-use farwrite_schedule::QueueStats;
+use farwrite_schedule::{QueueStats, REST_MAX};
 
-/// Lag below this is "safe, on its way" rather than "behind".
-const BEHIND_MS: u64 = 5_000;
+/// Lag below this is "safe, on its way" rather than "behind": a file that rests as long as it may, and is then read and sent, is
+/// not behind.
+const BEHIND_MS: u64 = REST_MAX.as_millis() as u64 + 3_000;
 
 /// The whole status.
 pub fn status(inner: &Inner) -> Status {
