@@ -88,6 +88,9 @@ pub struct Sensor {
 pub struct Schedule {
     /// "auto" or a time.
     pub interval: String,
+    /// The daemon was started with `nice`: under load it waits longer, up to 5 s for a file that has to be read whole.
+    #[serde(default)]
+    pub applications_first: bool,
     /// What the managing unit waits now between two rounds.
     pub managing_interval_ms: f64,
     /// Messages that the managing unit has queued.

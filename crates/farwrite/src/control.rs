@@ -233,8 +233,13 @@ pub fn in_words(s: &Status) -> String {
     let sch = &s.schedule;
     let _ = writeln!(
         t,
-        "schedule    interval {}; managing {:.0} ms; journal {} of {} messages done, {}",
+        "schedule    interval {}{}; managing {:.0} ms; journal {} of {} messages done, {}",
         sch.interval,
+        if sch.applications_first {
+            ", applications first (nice)"
+        } else {
+            ""
+        },
         sch.managing_interval_ms,
         grouped(sch.journal_checkpoint),
         grouped(sch.journal_last),

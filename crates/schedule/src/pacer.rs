@@ -7,7 +7,7 @@
 //! (the coordination with the network backup unit), between [`FLOOR`] and [`CEILING`]. When a full round's
 //! worth of changes is waiting there is nothing to gain by waiting: the next round starts at once. Small rounds that follow
 //! one another without a pause are a steady load too: each takes a processor away from the application in the middle of its
-//! work, so that a few milliseconds' worth of its changes are taken together.
+//! work, so that a few milliseconds' worth of its changes are taken together, and some more where it is to come first.
 //!
 //! Besides, a single file rests ([`Pacer::rest`]) that was read whole to find that little of it had changed: without exact extents
 //! a database that is written to all the time would be read all the time.
@@ -29,12 +29,15 @@ const LIGHT_ITEMS: usize = 32;
 const NO_PAUSE: Duration = Duration::from_millis(1);
 /// After so many rounds without a pause the load is steady: more than one change of a file, with all its messages, makes.
 const STEADY_ROUNDS: u32 = 8;
-/// How much longer than it was read a file rests if all that was read was there already: a twentieth of the time goes to looking.
+/// How much longer than it was read a file rests if all that was read was there already, or if the applications come first: a
+/// twentieth of the time goes to looking.
 const IN_VAIN: f64 = 19.0;
-/// Longest rest of a file that is read in vain again and again.
+/// Longest rest of a file that is read again and again.
 pub const REST_MAX: Duration = Duration::from_secs(5);
-/// Least interval under a steady load.
+/// Least interval under a steady load; where the applications come first, it may be felt.
 const STEADY: Duration = Duration::from_millis(2);
+/// Not more: inotify's queue holds 16,384 events, and overflows if nobody reads for longer than they take to come.
+const STEADY_GIVING_WAY: Duration = Duration::from_millis(20);
 /// Longest fixed interval that may be set.
 pub const FIXED_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -116,11 +119,16 @@ impl PacerSetting {
         s
     }
 
-    /// Whether the applications come first: a file that is read whole in vain then rests from the first time on. Whoever starts
-    /// the program says so (nice(1)), and for good.
+    /// Whether the applications come first: a steady load is then taken in fewer rounds, and a file that has to be read whole rests
+    /// from the first time on, whatever was found. Whoever starts the program says so (nice(1)), and for good.
     #[must_use]
     pub fn giving_way(self, gives_way: bool) -> Self {
         PacerSetting { gives_way, ..self }
+    }
+
+    /// See [`PacerSetting::giving_way`].
+    pub fn gives_way(&self) -> bool {
+        self.gives_way
     }
 
     /// Changes the interval; takes effect at every unit's next decision.
@@ -198,9 +206,11 @@ impl Pacer {
             };
             self.smoothed_us + network
         };
-        let least = match self.streak >= STEADY_ROUNDS && !round.backlog {
-            true => STEADY,
-            false => FLOOR,
+        let steady = self.streak >= STEADY_ROUNDS && !round.backlog;
+        let least = match (steady, self.setting.gives_way) {
+            (false, _) => FLOOR,
+            (true, false) => STEADY,
+            (true, true) => STEADY_GIVING_WAY,
         };
         self.interval = Duration::from_micros(auto_us as u64).clamp(least, CEILING);
     }
@@ -208,18 +218,20 @@ impl Pacer {
     /// Time for which a file is left alone that took so long to be read whole, and of which the part `in_vain` (0 to 1) had not
     /// changed, while so many `others` rest: what all of them together cost is bounded. `before`: how often it was read so lately.
     /// A first change is not followed by a rest: many a file is changed twice, and then no more. With each further one it doubles.
-    /// Where the applications come first it is as long as it gets from the first one on.
+    /// Where the applications come first it is as long as it gets from the first one on, and as if all had been in vain: who writes
+    /// a file at full speed would otherwise have it read, sent and written again beside him all the time.
     /// A fixed interval is all that there is to wait for.
     pub fn rest(&self, took: Duration, in_vain: f64, others: usize, before: u32) -> Duration {
         let all = others as f64 + 1.0;
         let longer = match self.setting.gives_way {
             true => IN_VAIN,
-            false => (2f64.powi(before.min(30) as i32) - 1.0).min(IN_VAIN),
+            false => {
+                let doubled = 2f64.powi(before.min(30) as i32) - 1.0;
+                doubled.min(IN_VAIN) * in_vain.clamp(0.0, 1.0)
+            }
         };
         match self.setting.get() {
-            Interval::Auto => took
-                .mul_f64(longer * all * in_vain.clamp(0.0, 1.0))
-                .min(REST_MAX),
+            Interval::Auto => took.mul_f64(longer * all).min(REST_MAX),
             Interval::Fixed(_) => Duration::ZERO,
         }
     }
@@ -286,6 +298,31 @@ mod tests {
     }
 
     #[test]
+    fn where_applications_come_first_a_steady_load_is_taken_in_fewer_rounds_and_a_lone_change_goes_at_once()
+     {
+        let mut p = Pacer::new(PacerSetting::default().giving_way(true));
+        let small = |waited_us| Round {
+            waited: Duration::from_micros(waited_us),
+            work: Duration::from_micros(80),
+            items: 20,
+            ..Round::default()
+        };
+        for _ in 0..STEADY_ROUNDS - 1 {
+            p.observe(small(10));
+            assert_eq!(p.interval(), FLOOR);
+        }
+        p.observe(small(10));
+        assert_eq!(p.interval(), STEADY_GIVING_WAY);
+        p.observe(Round {
+            backlog: true,
+            ..small(10)
+        });
+        assert_eq!(p.interval(), FLOOR, "no waiting in front of a full round");
+        p.observe(small(5000));
+        assert_eq!(p.interval(), FLOOR, "it paused");
+    }
+
+    #[test]
     fn a_file_that_is_read_in_vain_rests_much_longer_than_that_takes() {
         let ms = Duration::from_millis;
         let setting = PacerSetting::default();
@@ -303,6 +340,7 @@ mod tests {
         assert_eq!(first, [0, 40, 120, 280, 600, 760].map(ms));
         let polite = Pacer::new(setting.clone().giving_way(true));
         assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(760));
+        assert_eq!(polite.rest(ms(40), 0.0, 0, 0), ms(760), "all of it was new");
         setting.set(Interval::Fixed(ms(7)));
         assert_eq!(p.rest(ms(40), 1.0, 0, 9), ms(0));
         assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(0), "one setting");

@@ -47,6 +47,7 @@ pub fn status(inner: &Inner) -> Status {
         on,
         schedule: Schedule {
             interval: inner.setting.get().to_string(),
+            applications_first: inner.setting.gives_way(),
             managing_interval_ms: managing.interval.as_secs_f64() * 1e3,
             messages: managing.queued,
             filtered: managing.filtered,

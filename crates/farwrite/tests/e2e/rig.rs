@@ -83,6 +83,14 @@ pub fn farwrite() -> Command {
     c
 }
 
+/// The program with low priority.
+pub fn nicely() -> Command {
+    let mut c = Command::new("nice");
+    c.args(["-n", "10", env!("CARGO_BIN_EXE_farwrite")]);
+    clean(&mut c);
+    c
+}
+
 fn clean(c: &mut Command) {
     c.env("TZ", "UTC")
         .env_remove("FARWRITE_LOG")

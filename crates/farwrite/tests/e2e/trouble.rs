@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// More changes than the kernel's queue holds by default (16,384), several times over.
@@ -325,6 +326,44 @@ fn in_kernel(source: &Source, begins: &str) -> usize {
     infos
         .map(|text| text.lines().filter(|l| l.starts_with(begins)).count())
         .sum()
+}
+
+#[test]
+fn with_low_priority_a_steady_load_is_taken_in_fewer_rounds() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    pair.source = Source::run_by(&pair.source.state, Box::new(nicely));
+    pair.source.start();
+    pair.converges(SOON);
+    assert_eq!(pair.source.status()["schedule"]["applications_first"], true);
+    let said = pair.source.run(&["status", "-v"]).good();
+    assert!(said.contains("applications first"), "{said}");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for n in 0.. {
+                fs::write(pair.src.join(format!("{}", n % 50)), format!("{n}")).unwrap();
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let _done = SetWhenDropped(&done);
+        pair.source
+            .until("20 ms between two rounds", SOON, |s| {
+                s["schedule"]["managing_interval_ms"].as_f64() == Some(20.0)
+            });
+    });
+    pair.converges(SOON);
+}
+
+/// A thread that looks at it ends, also when the test fails.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

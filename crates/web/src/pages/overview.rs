@@ -162,6 +162,7 @@ struct Details<'a> {
     repaired: String,
     overflows: String,
     interval: &'a str,
+    applications_first: bool,
     managing: String,
     processing: String,
     journal: String,
@@ -197,6 +198,7 @@ pub(crate) fn details_part(s: &Status, session: &Session) -> String {
         repaired: grouped(repaired),
         overflows: grouped(s.sensor.overflows),
         interval: &s.schedule.interval,
+        applications_first: s.schedule.applications_first,
         managing: format!("{:.0} ms", s.schedule.managing_interval_ms),
         processing: format!("{:.0} ms", processing.fold(0.0, f64::max)),
         journal: format!(
