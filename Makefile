@@ -19,7 +19,8 @@ help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
-	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all, hours)'
+	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all, and'
+	@echo '                               benchmarks of single functions: hours; RUNS=5 turns, SLOW=1 where peers take minutes, too)'
 	@echo 'make bench-quick               count what changes cost, and fail if that is more than before (root)'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
@@ -37,12 +38,14 @@ test:
 ROWS    ?=
 RUNS    ?= 3
 PROGRAM ?= $(BINARY)
+# Syncthing, restic and borg also where they take minutes.
+SLOW    ?=
 
 bench: build
 	@scripts/setup bench
 	cargo build --release --locked -p farwrite --example sources
-	cargo bench --locked -p farwrite --bench hot
-	bench/run --runs $(RUNS) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
+	$(if $(ROWS),,cargo bench --locked -p farwrite --bench hot)
+	bench/run --runs $(RUNS) $(if $(SLOW),--slow) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 
 bench-quick:
 	@scripts/setup test

@@ -74,6 +74,11 @@ def process_figures(pid):
     return rss, cpu, switches
 
 
+def children(pid):
+    """The processes that it has started and that have not ended."""
+    return "".join((t / "children").read_text() for t in Path(f"/proc/{pid}/task").iterdir())
+
+
 STARTED = []
 
 
@@ -175,6 +180,11 @@ class Farwrite(Contestant):
     def settle(self):
         """Returns once all that was changed before is durable and stands in the mirror."""
         wait("flush", lambda: run(self.program, "flush", "--state", self.state, "--timeout", "15m") is not None, DEADLINE, 0.005)
+
+    def all_done(self):
+        """When a flush ends: it asks nobody to be faster, but ends what waits for its time."""
+        self.settle()
+        return time.monotonic()
 
     def status(self):
         return json.loads(run(self.program, "status", "--json", "--state", self.state))
@@ -282,6 +292,19 @@ class Lsyncd(Contestant):
     def settle(self):
         wait("lsyncd has copied all", lambda: differences(self.source, self.copy()) == "", DEADLINE, 0.05)
 
+    def all_done(self):
+        """When lsyncd, its rsyncs and the daemon were last at work, before a second of rest."""
+        seen, at = None, time.monotonic()
+        begin = at
+        while time.monotonic() - at < 1:
+            if time.monotonic() - begin > DEADLINE:
+                raise Failed("lsyncd is still at work")
+            now = [(process_figures(p.pid)[1], children(p.pid)) for p in self.processes]
+            if now != seen or any(c for _, c in now):
+                seen, at = now, time.monotonic()
+            time.sleep(0.02)
+        return at
+
     def copy(self):
         return self.place / "copy"
 
@@ -328,12 +351,21 @@ class Syncthing(Contestant):
         with urllib.request.urlopen(request, timeout=30) as r:
             return json.load(r)
 
-    def settle(self):
+    def backup(self, source):
+        self.start(source, settle=False)
+        self.all_done()
+
+    def all_done(self):
+        """When both say that nothing is left to do."""
         def done():
             a, b = self.ask(self.a, "/rest/db/status?folder=bench"), self.ask(self.b, "/rest/db/status?folder=bench")
             return (a["state"] == "idle" and b["state"] == "idle" and b["needTotalItems"] == 0
                     and a["localFiles"] == b["localFiles"] > 0 and a["sequence"] > 0)
         wait("syncthing idle", done, DEADLINE, 0.05)
+        return time.monotonic()
+
+    def settle(self):
+        self.all_done()
         wait("syncthing has copied all", lambda: differences(self.source, self.copy()) == "", DEADLINE, 0.2)
 
     def copy(self):

@@ -72,19 +72,33 @@ def equal(source, copy):
         raise Failed(f"the copy differs: {found.splitlines()[:3]}")
 
 
+def in_turn(contestants, turn):
+    """Each run begins with another one: what comes later finds the machine warmer, or its disk busier."""
+    first = turn % len(contestants)
+    return contestants[first:] + contestants[:first]
+
+
 def caught_up(c, source):
-    """The moment at which the copy was complete: when the look began that found no difference."""
+    """The moment at which the copy was complete, as the contestant says. Only then is it compared: a judge at work takes the processors
+    from the contestant."""
     wait("the last file", lambda: (c.copy() / "last").exists(), step=0.002)
-    if isinstance(c, Farwrite):
-        c.settle()
     begin = time.monotonic()
     while True:
-        at = time.monotonic()
-        if not differences(source, c.copy()):
+        at = c.all_done()
+        found = differences(source, c.copy())
+        if not found:
             return at
         if isinstance(c, Farwrite) or at - begin > 600:
-            raise Failed(f"{c.name}: the copy differs: {differences(source, c.copy()).splitlines()[:3]}")
-        time.sleep(0.05)
+            raise Failed(f"{c.name}: the copy differs: {found.splitlines()[:3]}")
+
+
+def restored(bench, source, work):
+    """What was backed up is what is restored: for a backup that is no copy of the tree."""
+    to = bench.fields / "restored"
+    bench.disks[1].fresh()
+    to.mkdir()
+    equal(source, work(to) or to / source.name)
+    bench.disks[1].fresh()
 
 
 def tree(bench):
@@ -218,33 +232,38 @@ def delta(bench):
 def first(bench, source, title, others, prepare=warm):
     """A first backup by everybody; `prepare` says what of the source is in memory."""
     row = Row(title)
-    for _ in range(bench.runs):
-        for mirror in (True, False):
-            bench.fresh()
-            with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
-                c.add(source)
-                prepare(source)
-                quiet(c.place)
 
-                def backup():
-                    c.run_source()
-                    c.settle()
-                row.add("farwrite, with mirror" if mirror else "farwrite, log only", synced(c.place, backup))
-                if mirror:
-                    equal(source, c.copy())
-                else:
-                    run(bench.program, "vault", "verify", c.vault)
-        for other in others:
+    def ours(mirror):
+        with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
+            c.add(source)
+            prepare(source)
+            quiet(c.place)
+
+            def backup():
+                c.run_source()
+                c.settle()
+            row.add("farwrite, with mirror" if mirror else "farwrite, log only", synced(c.place, backup))
+            if mirror:
+                equal(source, c.copy())
+            else:
+                run(bench.program, "vault", "verify", c.vault)
+                restored(bench, source, lambda to: c.restore(to, beside=True))
+
+    def of(other):
+        with other(bench.place) as c:
+            prepare(source)
+            quiet(c.place)
+            row.add(c.name, synced(c.place, lambda: c.backup(source)))
+            if hasattr(c, "copy"):
+                equal(source, c.copy())
+            else:
+                restored(bench, source, lambda to: c.restore(to, source))
+
+    everybody = [lambda: ours(True), lambda: ours(False)] + [lambda other=other: of(other) for other in others]
+    for turn in range(bench.runs):
+        for turn_of in in_turn(everybody, turn):
             bench.fresh()
-            with other(bench.place) as c:
-                prepare(source)
-                quiet(c.place)
-                if isinstance(c, Syncthing):
-                    row.add(c.name, synced(c.place, lambda: c.start(source)))
-                else:
-                    row.add(c.name, synced(c.place, lambda: c.backup(source)))
-                if hasattr(c, "copy"):
-                    equal(source, c.copy())
+            turn_of()
     return row
 
 
@@ -280,8 +299,8 @@ def storm(bench):
     contestants = [lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)]
     if bench.slow:
         contestants.append(lambda: Syncthing(bench.place))
-    for _ in range(bench.runs):
-        for make in contestants:
+    for turn in range(bench.runs):
+        for make in in_turn(contestants, turn):
             bench.fresh()
             with make() as c:
                 source = bench.field(c)
@@ -320,15 +339,14 @@ def flood_work(top):
 def flood(bench):
     """Operations at full speed: what the application pays, and how far behind the copy is after it."""
     row = Row("flood of 166,666 operations on names and 100,000 writes")
-    for _ in range(bench.runs):
-        bench.fresh()
-        alone = bench.fields / "alone"
-        alone.mkdir()
-        begin = time.monotonic()
-        flood_work(alone)
-        row.add("alone", time.monotonic() - begin)
-        for make in (lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)):
+    for turn in range(bench.runs):
+        for make in in_turn([None, lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)], turn):
             bench.fresh()
+            if make is None:
+                alone = bench.fields / "alone"
+                alone.mkdir()
+                row.add("alone", elapsed(lambda: flood_work(alone)))
+                continue
             with make() as c:
                 source = bench.field(c)
                 (source / "first").write_text("first")
@@ -379,10 +397,8 @@ def application(bench):
     bench.fresh()
     untar(bench.fields)
     for turn in range(bench.runs):
-        first = turn % len(protected)
         for what, work in works.items():
-            # Each run begins with another one: what comes later finds the machine warmer.
-            for who, make in [*protected.items()][first:] + [*protected.items()][:first]:
+            for who, make in in_turn([*protected.items()], turn):
                 bench.fresh()
                 if make is None:
                     source = bench.fields / "alone"
@@ -400,7 +416,7 @@ def application(bench):
                     row.add(f"{what}: {who}", elapsed(lambda: work(source)))
                     if who == VAULT_IDLE:
                         c.go_on()
-                    if what == "pgbench" or isinstance(c, Mark):
+                    if isinstance(c, Mark):
                         continue
                     if isinstance(c, Farwrite):
                         c.settle()
@@ -478,6 +494,7 @@ def idle(bench):
             c.run_source()
             c.settle()
             restart.add("farwrite, compare", time.monotonic() - begin)
+        equal(source, c.copy())
         time.sleep(15)
         processor = Row("1,000,000 files protected and idle: processor time in a minute", "ms")
         before = [process_figures(p.pid) for p in (c.daemon, c.server)]
@@ -619,11 +636,12 @@ def restore(bench, source, title, peers):
                 where[0] = work()
             row.add(name, synced(to, do))
             equal(source, where[0])
-        for _ in range(bench.runs):
-            timed("farwrite, over TLS", lambda: ours.restore(to) or to / source.name)
-            timed("farwrite, from its directory", lambda: ours.restore(to, beside=True) or to / source.name)
-            for o in others:
-                timed(o.name, lambda: o.restore(to, source))
+        everybody = [("farwrite, over TLS", lambda: ours.restore(to) or to / source.name),
+                     ("farwrite, from its directory", lambda: ours.restore(to, beside=True) or to / source.name),
+                     *[(o.name, lambda o=o: o.restore(to, source)) for o in others]]
+        for turn in range(bench.runs):
+            for name, work in in_turn(everybody, turn):
+                timed(name, work)
         for o in others:
             o.__exit__(None, None, None)
     return row

@@ -136,6 +136,12 @@ fn records(c: &mut Criterion) {
                 BatchSize::LargeInput,
             );
         });
+        let mut sent = Vec::new();
+        Record::new(RecordKind::Block, BatchSeq(1), bytes.clone()).write_to(&mut sent);
+        let sent = bytes::Bytes::from(sent);
+        group.bench_function(format!("decode 1 MiB of {what}"), |b| {
+            b.iter(|| Record::from_bytes(&sent).unwrap().unwrap().decode().unwrap());
+        });
     }
     group.finish();
 }
