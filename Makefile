@@ -19,8 +19,8 @@ help:
 	@echo 'make run DIR=/some/directory   protect it on this machine and watch what travels (default: this checkout)'
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
-	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; default: all, and'
-	@echo '                               benchmarks of single functions: hours; RUNS=5 turns, SLOW=1 where peers take minutes, too)'
+	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; RUNS=5 turns,'
+	@echo '                               FILESYSTEM=xfs, SLOW=1 where peers take minutes, too; default: all, and single functions: hours)'
 	@echo 'make bench-quick               count what changes cost, and fail if that is more than before (root)'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
@@ -40,12 +40,13 @@ RUNS    ?= 3
 PROGRAM ?= $(BINARY)
 # Syncthing, restic and borg also where they take minutes.
 SLOW    ?=
+FILESYSTEM ?= ext4
 
 bench: build
 	@scripts/setup bench
 	cargo build --release --locked -p farwrite --example sources
 	$(if $(ROWS),,cargo bench --locked -p farwrite --bench hot)
-	bench/run --runs $(RUNS) $(if $(SLOW),--slow) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
+	bench/run --runs $(RUNS) $(if $(SLOW),--slow) --filesystem $(FILESYSTEM) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 
 bench-quick:
 	@scripts/setup test

@@ -140,7 +140,13 @@ fn records(c: &mut Criterion) {
         Record::new(RecordKind::Block, BatchSeq(1), bytes.clone()).write_to(&mut sent);
         let sent = bytes::Bytes::from(sent);
         group.bench_function(format!("decode 1 MiB of {what}"), |b| {
-            b.iter(|| Record::from_bytes(&sent).unwrap().unwrap().decode().unwrap());
+            b.iter(|| {
+                Record::from_bytes(&sent)
+                    .unwrap()
+                    .unwrap()
+                    .decode()
+                    .unwrap()
+            });
         });
     }
     group.finish();

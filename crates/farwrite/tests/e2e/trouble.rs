@@ -349,10 +349,9 @@ fn with_low_priority_a_steady_load_is_taken_in_fewer_rounds() {
             }
         });
         let _done = SetWhenDropped(&done);
-        pair.source
-            .until("20 ms between two rounds", SOON, |s| {
-                s["schedule"]["managing_interval_ms"].as_f64() == Some(20.0)
-            });
+        pair.source.until("20 ms between two rounds", SOON, |s| {
+            s["schedule"]["managing_interval_ms"].as_f64() == Some(20.0)
+        });
     });
     pair.converges(SOON);
 }
