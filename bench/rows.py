@@ -1,6 +1,7 @@
 """The rows of the table: one function for each kind of work, which returns samples by contestant.
 
-In every row contestants take turns, and what they copied is compared with the source before a figure counts.
+Contestants take turns, and what they copied is compared with the source before a figure counts; what a row does otherwise,
+docs/performance.md says.
 """
 
 import json
@@ -208,7 +209,7 @@ def delta(bench):
         c.start(source)
         quiet(source)
         for _ in range(bench.runs):
-            block, at = chance.randbytes(4096), chance.randrange(GIB) // 4096 * 4096
+            block, at = chance.randbytes(4096), chance.randrange(4 * GIB) // 4096 * 4096
             before = wire(None)
             begin = time.monotonic()
             with open(source / "file", "r+b", buffering=0) as f:
