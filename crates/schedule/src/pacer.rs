@@ -29,9 +29,10 @@ const LIGHT_ITEMS: usize = 32;
 const NO_PAUSE: Duration = Duration::from_millis(1);
 /// After so many rounds without a pause the load is steady: more than one change of a file, with all its messages, makes.
 const STEADY_ROUNDS: u32 = 8;
-/// How much longer than it was read a file rests if all that was read was there already, or if the applications come first: a
-/// twentieth of the time goes to looking.
+/// How much longer than it was read a file rests if all that was read was there already: a twentieth of the time goes to looking;
+/// a fiftieth, where the applications come first.
 const IN_VAIN: f64 = 19.0;
+const GIVING_WAY: f64 = 49.0;
 /// Longest rest of a file that is read again and again.
 pub const REST_MAX: Duration = Duration::from_secs(5);
 /// Least interval under a steady load; where the applications come first, it may be felt.
@@ -218,13 +219,13 @@ impl Pacer {
     /// Time for which a file is left alone that took so long to be read whole, and of which the part `in_vain` (0 to 1) had not
     /// changed, while so many `others` rest: what all of them together cost is bounded. `before`: how often it was read so lately.
     /// A first change is not followed by a rest: many a file is changed twice, and then no more. With each further one it doubles.
-    /// Where the applications come first it is as long as it gets from the first one on, and as if all had been in vain: who writes
+    /// Where the applications come first it is longer, from the first one on, and as if all had been in vain: who writes
     /// a file at full speed would otherwise have it read, sent and written again beside him all the time.
     /// A fixed interval is all that there is to wait for.
     pub fn rest(&self, took: Duration, in_vain: f64, others: usize, before: u32) -> Duration {
         let all = others as f64 + 1.0;
         let longer = match self.setting.gives_way {
-            true => IN_VAIN,
+            true => GIVING_WAY,
             false => {
                 let doubled = 2f64.powi(before.min(30) as i32) - 1.0;
                 doubled.min(IN_VAIN) * in_vain.clamp(0.0, 1.0)
@@ -339,8 +340,12 @@ mod tests {
         let first: Vec<_> = (0..6).map(|n| p.rest(ms(40), 1.0, 0, n)).collect();
         assert_eq!(first, [0, 40, 120, 280, 600, 760].map(ms));
         let polite = Pacer::new(setting.clone().giving_way(true));
-        assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(760));
-        assert_eq!(polite.rest(ms(40), 0.0, 0, 0), ms(760), "all of it was new");
+        assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(1960));
+        assert_eq!(
+            polite.rest(ms(40), 0.0, 0, 0),
+            ms(1960),
+            "all of it was new"
+        );
         setting.set(Interval::Fixed(ms(7)));
         assert_eq!(p.rest(ms(40), 1.0, 0, 9), ms(0));
         assert_eq!(polite.rest(ms(40), 1.0, 0, 0), ms(0), "one setting");
