@@ -9,8 +9,8 @@
 //! one another without a pause are a steady load too: each takes a processor away from the application in the middle of its
 //! work, so that a few milliseconds' worth of its changes are taken together, and some more where it is to come first.
 //!
-//! Besides, a single file rests ([`Pacer::rest`]) that was read whole to find that little of it had changed: without exact extents
-//! a database that is written to all the time would be read all the time.
+//! Besides, a single file rests ([`Pacer::rest`]) that was read whole to find that little of it had changed (where the applications
+//! come first, whatever was found): without exact extents a database that is written to all the time would be read all the time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -270,7 +270,17 @@ mod tests {
 
     #[test]
     fn auto_takes_a_steady_load_of_small_rounds_together() {
-        let mut p = Pacer::new(PacerSetting::default());
+        takes_a_steady_load_together(PacerSetting::default(), STEADY);
+    }
+
+    #[test]
+    fn where_applications_come_first_a_steady_load_is_taken_in_fewer_rounds() {
+        let polite = PacerSetting::default().giving_way(true);
+        takes_a_steady_load_together(polite, STEADY_GIVING_WAY);
+    }
+
+    fn takes_a_steady_load_together(setting: PacerSetting, least: Duration) {
+        let mut p = Pacer::new(setting);
         let small = |waited_us| Round {
             waited: Duration::from_micros(waited_us),
             work: Duration::from_micros(80),
@@ -286,39 +296,14 @@ mod tests {
             );
         }
         p.observe(small(10));
-        assert_eq!(p.interval(), STEADY);
+        assert_eq!(p.interval(), least);
         p.observe(Round {
             backlog: true,
             ..small(10)
         });
         assert_eq!(p.interval(), FLOOR, "no waiting in front of a full round");
         p.observe(small(10));
-        assert_eq!(p.interval(), STEADY);
-        p.observe(small(5000));
-        assert_eq!(p.interval(), FLOOR, "it paused");
-    }
-
-    #[test]
-    fn where_applications_come_first_a_steady_load_is_taken_in_fewer_rounds_and_a_lone_change_goes_at_once()
-     {
-        let mut p = Pacer::new(PacerSetting::default().giving_way(true));
-        let small = |waited_us| Round {
-            waited: Duration::from_micros(waited_us),
-            work: Duration::from_micros(80),
-            items: 20,
-            ..Round::default()
-        };
-        for _ in 0..STEADY_ROUNDS - 1 {
-            p.observe(small(10));
-            assert_eq!(p.interval(), FLOOR);
-        }
-        p.observe(small(10));
-        assert_eq!(p.interval(), STEADY_GIVING_WAY);
-        p.observe(Round {
-            backlog: true,
-            ..small(10)
-        });
-        assert_eq!(p.interval(), FLOOR, "no waiting in front of a full round");
+        assert_eq!(p.interval(), least);
         p.observe(small(5000));
         assert_eq!(p.interval(), FLOOR, "it paused");
     }
