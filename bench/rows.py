@@ -580,13 +580,13 @@ def distance(bench):
     return row
 
 
-def many(bench, sources=200, directories=32, files=32):
-    """As many simulated sources (crates/farwrite/examples/sources.rs) send the backup of 8 MB each, against one that sends all of it:
+def many(bench, sources=200, directories=64, files=32):
+    """As many simulated sources (crates/farwrite/examples/sources.rs) send the backup of 17 MB each, against one that sends all of it:
     the vault's part of the work and no other."""
     row = Row(f"{sources} sources at once to one vault", "MB/s")
     chance = random.Random(6)
-    everything = bench.data / "many"
-    if not (bench.data / "many.done").exists():
+    everything = bench.data / f"many-{directories}"
+    if not (bench.data / f"many-{directories}.done").exists():
         shutil.rmtree(everything, ignore_errors=True)
         for s in range(sources):
             for d in range(directories):
@@ -594,7 +594,7 @@ def many(bench, sources=200, directories=32, files=32):
                 top.mkdir(parents=True)
                 for i in range(files):
                     (top / f"{i}").write_bytes(chance.randbytes(8192))
-        (bench.data / "many.done").touch()
+        (bench.data / f"many-{directories}.done").touch()
     for _ in range(bench.runs):
         for name, count, top in (("one source", 1, everything), (f"{sources} sources together", sources, everything / "s0")):
             bench.fresh()

@@ -13,7 +13,7 @@ use crate::retention::{Policy, PruneError, PruneReport, Watch, brake_percent};
 use crate::segment::{
     BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered, segment_path,
 };
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Vault, VaultError, VaultTurns};
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{BatchSeq, Commit, Record, SourceName};
 use parking_lot::{Condvar, Mutex};
@@ -27,11 +27,13 @@ use std::time::{Duration, Instant, SystemTime};
 pub const SUBMIT_BYTES: usize = 32 << 20;
 /// Bytes appended before a durable commit is reported even if more records wait.
 const SYNC_BYTES: u64 = 32 << 20;
+/// The same while other sources wait for their turn to do so.
+const SHARED_SYNC_BYTES: u64 = 1 << 20;
 /// Batches are refused if less than this is free, or less than 1 % of the disk if that is smaller.
 const KEEP_FREE_BYTES: u64 = 64 << 20;
 /// Bytes written between two looks at the free space.
 const LOOK_BYTES: u64 = 8 << 20;
-/// After commits of no more bytes than this, zeros are reserved for the next.
+/// Commits of no more bytes than this wait for no turn to be put on the disk, and zeros are reserved for the next.
 const SMALL_BYTES: u64 = 64 << 10;
 /// Most batches, and most operations, in one step of catalog and mirror.
 const STEP_BATCHES: usize = 32;
@@ -158,6 +160,7 @@ impl SourceVault {
             records,
             log,
             log_dir: log_dir.clone(),
+            turns: vault.turns(),
             unlooked: u64::MAX,
             unsynced: 0,
             uncommitted: 0,
@@ -386,6 +389,7 @@ struct Append {
     records: Receiver<Item>,
     log: LogWriter,
     log_dir: PathBuf,
+    turns: Arc<VaultTurns>,
     unlooked: u64,
     unsynced: u64,
     /// Bytes since the log last had no batch open.
@@ -406,7 +410,12 @@ impl Append {
             let mut next = Some(item);
             while let Some(item) = next {
                 self.take(item)?;
-                if self.unsynced >= SYNC_BYTES {
+                let most = if self.turns.sync.is_contended() {
+                    SHARED_SYNC_BYTES
+                } else {
+                    SYNC_BYTES
+                };
+                if self.unsynced >= most {
                     break;
                 }
                 next = self.records.try_recv().ok();
@@ -465,7 +474,6 @@ impl Append {
 
     /// One fsync for all commits that are in; only then are they reported.
     fn sync(&mut self) -> Result<(), (String, bool)> {
-        self.unsynced = 0;
         let before = self.shared.state.lock().last.as_ref().map(|c| c.seq);
         let last = self.log.last_commit().map(|c| c.seq);
         let Some(written) = last.filter(|seq| Some(*seq) != before) else {
@@ -475,7 +483,10 @@ impl Append {
         // The apply thread begins with it while the disk is busy.
         self.shared.state.lock().written = Some((written, self.log.committed_end()));
         self.shared.changed.notify_all();
+        let large = std::mem::take(&mut self.unsynced) > SMALL_BYTES;
+        let turn = large.then(|| self.turns.sync.take()).flatten();
         let seq = self.log.sync().map_err(refusal)?;
+        drop(turn);
         let mut state = self.shared.state.lock();
         state.last = self.log.last_commit().cloned();
         state.durable_end = Some(self.log.committed_end());
@@ -597,7 +608,7 @@ impl Apply {
                 // Who woke this thread up is about to wait for the disk: that comes first, also on the same processor.
                 std::thread::yield_now();
             }
-            let most = if turns.is_contended() {
+            let most = if turns.apply.is_contended() {
                 SHARED_STEP_OPS
             } else {
                 STEP_OPS
@@ -628,7 +639,7 @@ impl Apply {
             let ops: usize = batches.iter().map(|b| b.ops.len()).sum();
             let bytes: u64 = batches.iter().map(|b| b.bytes).sum();
             let large = ops > SMALL_STEP_OPS || bytes > SMALL_STEP_BYTES;
-            let turn = large.then(|| turns.take()).flatten();
+            let turn = large.then(|| turns.apply.take()).flatten();
             let stood = self.step(&batches)?;
             drop(turn);
             stepped = Instant::now();
@@ -825,4 +836,118 @@ fn read_step(
         }
     }
     Ok(batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
+    use farwrite_core::op::Chain;
+    use farwrite_core::{Epoch, NodeId, RecordKind, Timestamp, codec};
+
+    /// A source, and what it is told.
+    struct Sender {
+        vault: SourceVault,
+        told: Receiver<Event>,
+        seq: BatchSeq,
+        chain: [u8; 32],
+    }
+
+    impl Sender {
+        fn new(vault: &Vault, name: &str) -> Self {
+            let name: SourceName = name.parse().unwrap();
+            let info = SourceInfo {
+                name: name.clone(),
+                fingerprint: "abc".into(),
+                created: Timestamp::from_nanos(1),
+            };
+            vault.save_source(&info).unwrap();
+            let (tell, told) = crossbeam_channel::unbounded();
+            let events: Events = Arc::new(move |e| tell.send(e).unwrap_or_default());
+            let options = Options {
+                mirror: false,
+                events,
+            };
+            Sender {
+                vault: SourceVault::open(vault, &name, options).unwrap(),
+                told,
+                seq: BatchSeq(0),
+                chain: [0; 32],
+            }
+        }
+
+        /// A batch with a block of so many bytes.
+        fn send(&mut self, bytes: usize) {
+            self.seq = self.seq.next();
+            let block = Record::uncompressed(RecordKind::Block, self.seq, vec![7; bytes]);
+            let mut chain = Chain::new(&self.chain);
+            chain.add(&block.header.hash);
+            self.chain = chain.finish();
+            let commit = codec::encode_commit(&Commit {
+                seq: self.seq,
+                epoch: Epoch([7; 16]),
+                time: Timestamp::from_nanos(self.seq.0 as i64),
+                clean: true,
+                ops: 0,
+                blocks: 1,
+                next_node: NodeId(2),
+                chain: self.chain,
+            });
+            self.vault.submit(block).unwrap();
+            self.vault.submit(commit).unwrap();
+        }
+
+        /// The next batch that it is told is durable.
+        fn acked(&self) -> BatchSeq {
+            loop {
+                match self.told.recv_timeout(Duration::from_secs(60)).unwrap() {
+                    Event::Durable(seq) => return seq,
+                    Event::Mirrored(_) => {}
+                    failed => panic!("{failed:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn while_others_wait_for_the_disk_a_source_gets_a_little_of_it_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::init(dir.path(), false, Timestamp::from_nanos(1)).unwrap();
+        let mut many = Sender::new(&vault, "many");
+        let mut few = Sender::new(&vault, "few");
+        let turns = vault.turns();
+        let mut at_work: Vec<_> = (0..SYNCS_AT_ONCE).map(|_| turns.sync.take()).collect();
+        many.send(600 << 10);
+        turns.sync.wait_for_queue(1);
+        for _ in 2..=8 {
+            many.send(600 << 10);
+        }
+        // Whoever has little goes past them all.
+        few.send(1000);
+        assert_eq!(few.acked(), BatchSeq(1));
+        assert!(many.told.is_empty());
+        std::thread::scope(|scope| {
+            let (leave, left) = crossbeam_channel::bounded::<()>(0);
+            for waiting in 2..=3 {
+                let (turns, left) = (&turns, left.clone());
+                scope.spawn(move || {
+                    let _turn = turns.sync.take().unwrap();
+                    left.recv().unwrap();
+                });
+                turns.sync.wait_for_queue(waiting);
+            }
+            // The first is put on the disk; then another is at work, and a third waits before it.
+            at_work.pop();
+            assert_eq!(many.acked(), BatchSeq(1));
+            turns.sync.wait_for_queue(2);
+            leave.send(()).unwrap();
+            leave.send(()).unwrap();
+            // A megabyte was reached in the third.
+            assert_eq!(many.acked(), BatchSeq(2));
+        });
+        drop(at_work);
+        while many.acked() < BatchSeq(8) {}
+        many.vault.close().unwrap();
+        few.vault.close().unwrap();
+    }
 }

@@ -1,7 +1,8 @@
 //! Who may work: so many at once, the others one after another in the order in which they came.
 //!
 //! The projections of 200 sources that all send at once would else take the processors from the threads that read from
-//! the network and make batches durable, and from each other's caches.
+//! the network and make batches durable, and from each other's caches; and of 200 that put much on the disk at once, some would
+//! be done before others have begun.
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
@@ -54,6 +55,19 @@ impl Turns {
         self.take_within(PATIENCE)
     }
 
+    /// Returns once so many wait.
+    #[cfg(test)]
+    pub(crate) fn wait_for_queue(&self, count: usize) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while self.state.lock().waiting.len() != count {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "never {count} in the queue"
+            );
+            std::thread::yield_now();
+        }
+    }
+
     fn take_within(&self, patience: Duration) -> Option<Turn<'_>> {
         let mut state = self.state.lock();
         if state.free > 0 {
@@ -91,15 +105,6 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Instant;
-
-    fn queued(turns: &Turns, count: usize) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while turns.state.lock().waiting.len() != count {
-            assert!(Instant::now() < deadline, "never {count} in the queue");
-            std::thread::yield_now();
-        }
-    }
 
     #[test]
     fn one_after_another_in_their_order() {
@@ -113,7 +118,7 @@ mod tests {
                     let _turn = turns.take_within(Duration::MAX).unwrap();
                     order.lock().push(i);
                 });
-                queued(turns, i + 1);
+                turns.wait_for_queue(i + 1);
             }
             assert!(turns.is_contended());
             drop(held);
@@ -150,7 +155,7 @@ mod tests {
         let turns = Turns::new(1);
         let held = turns.take().unwrap();
         assert!(turns.take_within(Duration::from_millis(1)).is_none());
-        queued(&turns, 0);
+        turns.wait_for_queue(0);
         drop(held);
         // Whoever gave up has left nothing behind.
         drop(turns.take_within(Duration::from_millis(1)).unwrap());
