@@ -74,6 +74,11 @@ def process_figures(pid):
     return rss, cpu, switches
 
 
+def peak(pid):
+    """The most MiB that a process has had resident."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+
 def children(pid):
     """The processes that it has started and that have not ended."""
     try:

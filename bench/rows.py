@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from contestants import (DEADLINE, Borg, Cp, Failed, Farwrite, Lsyncd, Mark, Restic, Rsync, Syncthing, differences, free_port,
-                         process_figures, run, wait)
+                         peak, process_figures, run, wait)
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -601,6 +601,7 @@ def many(bench, sources=200, directories=64, files=32):
             with Farwrite(bench.place, bench.program) as c:
                 invites = [c.invite(f"s{s}") for s in range(count)]
                 figures = json.loads(run(bench.simulated, top, input="\n".join(invites)))
+                row.note(f"{name}: the vault had {peak(c.server.pid):.0f} MiB resident at most")
                 for s in range(count):
                     equal(top, f"{c.vault}/sources/s{s}/mirror{top}")
             for what in "durable", "mirrored":
@@ -681,14 +682,15 @@ def untar_exact(bench):
 
 
 def restart_exact(bench):
-    """A restart with the module over a million unchanged files, in a virtual machine; the first backup of the million is made here."""
-    row = Row("restart of the source, 1,000,000 files unchanged, in a virtual machine without hardware support")
+    """A restart with the module over a million unchanged files, in a virtual machine that counts instructions; the first backup of the
+    million is made here."""
+    row = Row("restart of the source, 1,000,000 files unchanged, in a virtual machine, 1 ns for each instruction")
     here = Path(__file__).resolve().parent
     image = bench.data / "million.ext4"
     # Made anew each time: the state in it is of this program.
     run(here / "million-in-image", image, million(bench), bench.program, timeout=2 * DEADLINE)
     try:
-        out = run(here.parent / "vm" / "run", "--keep", "--kernel", "6.12", "--ext4", image, here / "vm-restart.sh", timeout=2 * DEADLINE)
+        out = run(here.parent / "vm" / "run", "--keep", "--icount-waits", "--kernel", "6.12", "--ext4", image, here / "vm-restart.sh", timeout=2 * DEADLINE)
     finally:
         image.unlink()
     figures_of(row, out, "names looked at")

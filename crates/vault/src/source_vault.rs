@@ -25,15 +25,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Bytes of records that wait for the append thread; beyond that [`SourceVault::submit`] waits.
 pub const SUBMIT_BYTES: usize = 32 << 20;
+/// The same while sources wait for their turn to put something on the disk: then there may be many.
+const SHARED_SUBMIT_BYTES: usize = 4 << 20;
 /// Bytes appended before a durable commit is reported even if more records wait.
 const SYNC_BYTES: u64 = 32 << 20;
-/// The same while other sources wait for their turn to do so.
+/// The same while others wait for their turn to do so; a batch is not divided.
 const SHARED_SYNC_BYTES: u64 = 1 << 20;
 /// Batches are refused if less than this is free, or less than 1 % of the disk if that is smaller.
 const KEEP_FREE_BYTES: u64 = 64 << 20;
 /// Bytes written between two looks at the free space.
 const LOOK_BYTES: u64 = 8 << 20;
-/// Commits of no more bytes than this wait for no turn to be put on the disk, and zeros are reserved for the next.
+/// With no more bytes than this to be put on the disk a source waits for no turn, and zeros are reserved for the next batch.
 const SMALL_BYTES: u64 = 64 << 10;
 /// Most batches, and most operations, in one step of catalog and mirror.
 const STEP_BATCHES: usize = 32;
@@ -247,9 +249,14 @@ impl SourceVault {
     pub fn submit(&self, record: Record) -> Result<(), Closed> {
         let bytes = record.header.total_bytes() as usize;
         let mut state = self.shared.state.lock();
+        let turns = self.vault.turns();
+        let most = || match turns.sync.is_contended() {
+            true => SHARED_SUBMIT_BYTES,
+            false => SUBMIT_BYTES,
+        };
         while state.failed.is_none()
             && state.waiting_bytes > 0
-            && state.waiting_bytes + bytes > SUBMIT_BYTES
+            && state.waiting_bytes + bytes > most()
         {
             self.shared.room.wait(&mut state);
         }
@@ -329,6 +336,10 @@ impl Drop for SourceVault {
 }
 
 impl Shared {
+    fn is_closing(&self) -> bool {
+        self.state.lock().forgetting.closing
+    }
+
     fn emit(&self, event: Event) {
         (self.events)(event);
     }
@@ -410,12 +421,7 @@ impl Append {
             let mut next = Some(item);
             while let Some(item) = next {
                 self.take(item)?;
-                let most = if self.turns.sync.is_contended() {
-                    SHARED_SYNC_BYTES
-                } else {
-                    SYNC_BYTES
-                };
-                if self.unsynced >= most {
+                if self.unsynced >= self.most() {
                     break;
                 }
                 next = self.records.try_recv().ok();
@@ -432,6 +438,14 @@ impl Append {
         self.log.abort_batch().map_err(refusal)?;
         self.sync()?;
         self.log.drop_reserve().map_err(refusal)
+    }
+
+    /// Bytes after which what is committed is put on the disk.
+    fn most(&self) -> u64 {
+        match self.turns.sync.is_contended() && !self.shared.is_closing() {
+            true => SHARED_SYNC_BYTES,
+            false => SYNC_BYTES,
+        }
     }
 
     fn take(&mut self, item: Item) -> Result<(), (String, bool)> {
@@ -480,11 +494,13 @@ impl Append {
             return Ok(());
         };
         self.log.write_out().map_err(refusal)?;
-        // The apply thread begins with it while the disk is busy.
+        // The apply thread begins with it while the disk is busy, or others have their turn.
         self.shared.state.lock().written = Some((written, self.log.committed_end()));
         self.shared.changed.notify_all();
         let large = std::mem::take(&mut self.unsynced) > SMALL_BYTES;
-        let turn = large.then(|| self.turns.sync.take()).flatten();
+        // Who closes a source waits for all that it has.
+        let by_turns = large && !self.shared.is_closing();
+        let turn = by_turns.then(|| self.turns.sync.take()).flatten();
         let seq = self.log.sync().map_err(refusal)?;
         drop(turn);
         let mut state = self.shared.state.lock();
@@ -639,6 +655,15 @@ impl Apply {
             let ops: usize = batches.iter().map(|b| b.ops.len()).sum();
             let bytes: u64 = batches.iter().map(|b| b.bytes).sum();
             let large = ops > SMALL_STEP_OPS || bytes > SMALL_STEP_BYTES;
+            // Nobody holds up the others while it waits itself.
+            if large
+                && turns.sync.is_contended()
+                && let Some(seq) = ahead
+                && !self.shared.wait_durable(seq)
+            {
+                reader = self.catalog.log_reader(&self.log_dir)?;
+                continue;
+            }
             let turn = large.then(|| turns.apply.take()).flatten();
             let stood = self.step(&batches)?;
             drop(turn);
@@ -841,6 +866,7 @@ fn read_step(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turns::PATIENCE;
     use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
     use farwrite_core::op::Chain;
     use farwrite_core::{Epoch, NodeId, RecordKind, Timestamp, codec};
@@ -876,12 +902,15 @@ mod tests {
             }
         }
 
-        /// A batch with a block of so many bytes.
-        fn send(&mut self, bytes: usize) {
+        /// A batch with blocks of so many bytes.
+        fn send(&mut self, blocks: &[usize]) {
             self.seq = self.seq.next();
-            let block = Record::uncompressed(RecordKind::Block, self.seq, vec![7; bytes]);
             let mut chain = Chain::new(&self.chain);
-            chain.add(&block.header.hash);
+            for bytes in blocks {
+                let block = Record::uncompressed(RecordKind::Block, self.seq, vec![7; *bytes]);
+                chain.add(&block.header.hash);
+                self.vault.submit(block).unwrap();
+            }
             self.chain = chain.finish();
             let commit = codec::encode_commit(&Commit {
                 seq: self.seq,
@@ -889,18 +918,17 @@ mod tests {
                 time: Timestamp::from_nanos(self.seq.0 as i64),
                 clean: true,
                 ops: 0,
-                blocks: 1,
+                blocks: blocks.len() as u64,
                 next_node: NodeId(2),
                 chain: self.chain,
             });
-            self.vault.submit(block).unwrap();
             self.vault.submit(commit).unwrap();
         }
 
-        /// The next batch that it is told is durable.
+        /// The next batch that it is told is durable; sooner than anybody loses patience.
         fn acked(&self) -> BatchSeq {
             loop {
-                match self.told.recv_timeout(Duration::from_secs(60)).unwrap() {
+                match self.told.recv_timeout(PATIENCE / 2).unwrap() {
                     Event::Durable(seq) => return seq,
                     Event::Mirrored(_) => {}
                     failed => panic!("{failed:?}"),
@@ -917,13 +945,13 @@ mod tests {
         let mut few = Sender::new(&vault, "few");
         let turns = vault.turns();
         let mut at_work: Vec<_> = (0..SYNCS_AT_ONCE).map(|_| turns.sync.take()).collect();
-        many.send(600 << 10);
+        many.send(&[600 << 10]);
         turns.sync.wait_for_queue(1);
-        for _ in 2..=8 {
-            many.send(600 << 10);
-        }
+        many.send(&[600 << 10]);
+        many.send(&[600 << 10, 600 << 10, 600 << 10]);
+        many.send(&[600 << 10]);
         // Whoever has little goes past them all.
-        few.send(1000);
+        few.send(&[1000]);
         assert_eq!(few.acked(), BatchSeq(1));
         assert!(many.told.is_empty());
         std::thread::scope(|scope| {
@@ -936,7 +964,7 @@ mod tests {
                 });
                 turns.sync.wait_for_queue(waiting);
             }
-            // The first is put on the disk; then another is at work, and a third waits before it.
+            // One is put on the disk; then another is at work, and a third waits before it.
             at_work.pop();
             assert_eq!(many.acked(), BatchSeq(1));
             turns.sync.wait_for_queue(2);
@@ -946,7 +974,7 @@ mod tests {
             assert_eq!(many.acked(), BatchSeq(2));
         });
         drop(at_work);
-        while many.acked() < BatchSeq(8) {}
+        while many.acked() < BatchSeq(4) {}
         many.vault.close().unwrap();
         few.vault.close().unwrap();
     }

@@ -103,7 +103,7 @@ pub struct SourceInfo {
     pub created: Timestamp,
 }
 
-/// All at once would be a sixth faster, but then some of 200 sources are acked nothing until others are done.
+/// All at once would be a fifth faster, but then some of 200 sources are acked nothing until others are done.
 pub(crate) const SYNCS_AT_ONCE: usize = 16;
 
 /// A vault's directory.
