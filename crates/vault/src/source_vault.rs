@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// Bytes of records that wait for the append thread; beyond that [`SourceVault::submit`] waits.
 pub const SUBMIT_BYTES: usize = 32 << 20;
 /// The same while sources wait for their turn to put something on the disk: then there may be many.
-const SHARED_SUBMIT_BYTES: usize = 4 << 20;
+const SHARED_SUBMIT_BYTES: usize = 1 << 20;
 /// Bytes appended before a durable commit is reported even if more records wait.
 const SYNC_BYTES: u64 = 32 << 20;
 /// The same while others wait for their turn to do so; a batch is not divided.
@@ -924,15 +924,15 @@ mod tests {
             });
             self.vault.submit(commit).unwrap();
         }
+    }
 
-        /// The next batch that it is told is durable; sooner than anybody loses patience.
-        fn acked(&self) -> BatchSeq {
-            loop {
-                match self.told.recv_timeout(PATIENCE / 2).unwrap() {
-                    Event::Durable(seq) => return seq,
-                    Event::Mirrored(_) => {}
-                    failed => panic!("{failed:?}"),
-                }
+    /// The next batch that a source is told is durable; sooner than anybody loses patience.
+    fn acked(told: &Receiver<Event>) -> BatchSeq {
+        loop {
+            match told.recv_timeout(PATIENCE / 2).unwrap() {
+                Event::Durable(seq) => return seq,
+                Event::Mirrored(_) => {}
+                failed => panic!("{failed:?}"),
             }
         }
     }
@@ -947,14 +947,19 @@ mod tests {
         let mut at_work: Vec<_> = (0..SYNCS_AT_ONCE).map(|_| turns.sync.take()).collect();
         many.send(&[600 << 10]);
         turns.sync.wait_for_queue(1);
-        many.send(&[600 << 10]);
-        many.send(&[600 << 10, 600 << 10, 600 << 10]);
-        many.send(&[600 << 10]);
         // Whoever has little goes past them all.
         few.send(&[1000]);
-        assert_eq!(few.acked(), BatchSeq(1));
-        assert!(many.told.is_empty());
+        assert_eq!(acked(&few.told), BatchSeq(1));
+        let told = many.told.clone();
+        assert!(told.is_empty());
         std::thread::scope(|scope| {
+            let many = &mut many;
+            // More than may wait for the append thread.
+            scope.spawn(move || {
+                many.send(&[600 << 10]);
+                many.send(&[600 << 10, 600 << 10, 600 << 10]);
+                many.send(&[600 << 10]);
+            });
             let (leave, left) = crossbeam_channel::bounded::<()>(0);
             for waiting in 2..=3 {
                 let (turns, left) = (&turns, left.clone());
@@ -966,15 +971,15 @@ mod tests {
             }
             // One is put on the disk; then another is at work, and a third waits before it.
             at_work.pop();
-            assert_eq!(many.acked(), BatchSeq(1));
+            assert_eq!(acked(&told), BatchSeq(1));
             turns.sync.wait_for_queue(2);
             leave.send(()).unwrap();
             leave.send(()).unwrap();
             // A megabyte was reached in the third.
-            assert_eq!(many.acked(), BatchSeq(2));
+            assert_eq!(acked(&told), BatchSeq(2));
+            drop(at_work);
+            while acked(&told) < BatchSeq(4) {}
         });
-        drop(at_work);
-        while many.acked() < BatchSeq(4) {}
         many.vault.close().unwrap();
         few.vault.close().unwrap();
     }
