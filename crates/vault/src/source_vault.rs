@@ -2,8 +2,11 @@
 //! and mirror. It must never say that a batch is durable before its commit is on the disk; what the apply thread
 //! does is of no account for that.
 
+mod append;
 mod keeper;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 
@@ -13,8 +16,9 @@ use crate::retention::{Policy, PruneError, PruneReport, Watch, brake_percent};
 use crate::segment::{
     BatchReader, LogError, LogWriter, LoggedBatch, Place, Recovered, segment_path,
 };
-use crate::vault::{Vault, VaultError, VaultTurns};
-use crossbeam_channel::{Receiver, Sender};
+use crate::vault::{Vault, VaultError};
+use append::{Append, SYNC_BYTES};
+use crossbeam_channel::Sender;
 use farwrite_core::{BatchSeq, Commit, Record, SourceName};
 use parking_lot::{Condvar, Mutex};
 use std::fs::File;
@@ -27,16 +31,6 @@ use std::time::{Duration, Instant, SystemTime};
 pub const SUBMIT_BYTES: usize = 32 << 20;
 /// The same while sources wait for their turn to put something on the disk: then there may be many.
 const SHARED_SUBMIT_BYTES: usize = 1 << 20;
-/// Bytes appended before a durable commit is reported even if more records wait.
-const SYNC_BYTES: u64 = 32 << 20;
-/// The same while others wait for their turn to do so; a batch is not divided.
-const SHARED_SYNC_BYTES: u64 = 1 << 20;
-/// Batches are refused if less than this is free, or less than 1 % of the disk if that is smaller.
-const KEEP_FREE_BYTES: u64 = 64 << 20;
-/// Bytes written between two looks at the free space.
-const LOOK_BYTES: u64 = 8 << 20;
-/// With no more bytes than this to be put on the disk a source waits for no turn, and zeros are reserved for the next batch.
-const SMALL_BYTES: u64 = 64 << 10;
 /// Most batches, and most operations, in one step of catalog and mirror.
 const STEP_BATCHES: usize = 32;
 const STEP_OPS: usize = 100_000;
@@ -157,16 +151,7 @@ impl SourceVault {
             pruning: Mutex::new(()),
         });
         let (queue, records) = crossbeam_channel::unbounded();
-        let append = Append {
-            shared: shared.clone(),
-            records,
-            log,
-            log_dir: log_dir.clone(),
-            turns: vault.turns(),
-            unlooked: u64::MAX,
-            unsynced: 0,
-            uncommitted: 0,
-        };
+        let append = Append::new(shared.clone(), records, log, log_dir.clone(), vault.turns());
         let apply = Apply {
             shared: shared.clone(),
             catalog,
@@ -392,143 +377,6 @@ fn applied_before(db: &Path) -> Option<(Place, Commit)> {
     }
     let newest = crate::catalog::open_reader(db).and_then(|c| crate::catalog::newest_batch(&c));
     newest.ok().flatten().map(|row| (row.end, row.commit))
-}
-
-/// The append thread.
-struct Append {
-    shared: Arc<Shared>,
-    records: Receiver<Item>,
-    log: LogWriter,
-    log_dir: PathBuf,
-    turns: Arc<VaultTurns>,
-    unlooked: u64,
-    unsynced: u64,
-    /// Bytes since the log last had no batch open.
-    uncommitted: u64,
-}
-
-impl Append {
-    fn run(mut self) {
-        // Also if this thread panics: the apply thread waits for it.
-        let _end = Appended(self.shared.clone());
-        if let Err((what, retry)) = self.serve() {
-            self.shared.fail(what, retry);
-        }
-    }
-
-    fn serve(&mut self) -> Result<(), (String, bool)> {
-        while let Ok(item) = self.records.recv() {
-            let mut next = Some(item);
-            while let Some(item) = next {
-                self.take(item)?;
-                if self.unsynced >= self.most() {
-                    break;
-                }
-                next = self.records.try_recv().ok();
-            }
-            self.sync()?;
-            // Bytes that are not committed yet count for the batch that they belong to.
-            if self.log.open_batch().is_none() {
-                let small = std::mem::take(&mut self.uncommitted) <= SMALL_BYTES;
-                if small && self.records.is_empty() {
-                    self.log.reserve().map_err(refusal)?;
-                }
-            }
-        }
-        self.log.abort_batch().map_err(refusal)?;
-        self.sync()?;
-        self.log.drop_reserve().map_err(refusal)
-    }
-
-    /// Bytes after which what is committed is put on the disk.
-    fn most(&self) -> u64 {
-        match self.turns.sync.is_contended() && !self.shared.is_closing() {
-            true => SHARED_SYNC_BYTES,
-            false => SYNC_BYTES,
-        }
-    }
-
-    fn take(&mut self, item: Item) -> Result<(), (String, bool)> {
-        let record = match item {
-            Item::Abort => return self.log.abort_batch().map_err(refusal),
-            Item::Record(r) => r,
-        };
-        let bytes = record.header.total_bytes();
-        if self.log.open_batch().is_none() {
-            self.check_space(bytes)?;
-        }
-        self.unlooked = self.unlooked.saturating_add(bytes);
-        self.unsynced += bytes;
-        self.uncommitted += bytes;
-        let done = self.log.append(&record);
-        self.shared.state.lock().waiting_bytes -= bytes as usize;
-        self.shared.room.notify_all();
-        done.map(drop).map_err(refusal)
-    }
-
-    /// Refuses a new batch while the disk is nearly full, before it is so full that nothing can be repaired.
-    fn check_space(&mut self, bytes: u64) -> Result<(), (String, bool)> {
-        if self.unlooked < LOOK_BYTES {
-            return Ok(());
-        }
-        let stat = rustix::fs::statvfs(&self.log_dir)
-            .map_err(|e| (format!("cannot ask for free space: {e}"), true))?;
-        let (free, all) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);
-        if free < KEEP_FREE_BYTES.min(all / 100) + bytes {
-            let what = format!(
-                "disk full: {} MiB free at {}",
-                free >> 20,
-                self.log_dir.display()
-            );
-            return Err((what, true));
-        }
-        self.unlooked = 0;
-        Ok(())
-    }
-
-    /// One fsync for all commits that are in; only then are they reported.
-    fn sync(&mut self) -> Result<(), (String, bool)> {
-        let before = self.shared.state.lock().last.as_ref().map(|c| c.seq);
-        let last = self.log.last_commit().map(|c| c.seq);
-        let Some(written) = last.filter(|seq| Some(*seq) != before) else {
-            return Ok(());
-        };
-        self.log.write_out().map_err(refusal)?;
-        // The apply thread begins with it while the disk is busy, or others have their turn.
-        self.shared.state.lock().written = Some((written, self.log.committed_end()));
-        self.shared.changed.notify_all();
-        let large = std::mem::take(&mut self.unsynced) > SMALL_BYTES;
-        // Who closes a source waits for all that it has.
-        let by_turns = large && !self.shared.is_closing();
-        let turn = by_turns.then(|| self.turns.sync.take()).flatten();
-        let seq = self.log.sync().map_err(refusal)?;
-        drop(turn);
-        let mut state = self.shared.state.lock();
-        state.last = self.log.last_commit().cloned();
-        state.durable_end = Some(self.log.committed_end());
-        drop(state);
-        self.shared.changed.notify_all();
-        self.shared.emit(Event::Durable(seq));
-        Ok(())
-    }
-}
-
-fn refusal(e: LogError) -> (String, bool) {
-    (e.to_string(), e.is_io())
-}
-
-/// Says at its end that no more will become durable.
-struct Appended(Arc<Shared>);
-
-impl Drop for Appended {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Whoever hands in records must not wait for room for ever.
-            self.0.fail("the append thread panicked".into(), true);
-        }
-        self.0.state.lock().appended = true;
-        self.0.changed.notify_all();
-    }
 }
 
 /// The apply thread.
@@ -861,126 +709,4 @@ fn read_step(
         }
     }
     Ok(batches)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::turns::PATIENCE;
-    use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
-    use farwrite_core::op::Chain;
-    use farwrite_core::{Epoch, NodeId, RecordKind, Timestamp, codec};
-
-    /// A source, and what it is told.
-    struct Sender {
-        vault: SourceVault,
-        told: Receiver<Event>,
-        seq: BatchSeq,
-        chain: [u8; 32],
-    }
-
-    impl Sender {
-        fn new(vault: &Vault, name: &str) -> Self {
-            let name: SourceName = name.parse().unwrap();
-            let info = SourceInfo {
-                name: name.clone(),
-                fingerprint: "abc".into(),
-                created: Timestamp::from_nanos(1),
-            };
-            vault.save_source(&info).unwrap();
-            let (tell, told) = crossbeam_channel::unbounded();
-            let events: Events = Arc::new(move |e| tell.send(e).unwrap_or_default());
-            let options = Options {
-                mirror: false,
-                events,
-            };
-            Sender {
-                vault: SourceVault::open(vault, &name, options).unwrap(),
-                told,
-                seq: BatchSeq(0),
-                chain: [0; 32],
-            }
-        }
-
-        /// A batch with blocks of so many bytes.
-        fn send(&mut self, blocks: &[usize]) {
-            self.seq = self.seq.next();
-            let mut chain = Chain::new(&self.chain);
-            for bytes in blocks {
-                let block = Record::uncompressed(RecordKind::Block, self.seq, vec![7; *bytes]);
-                chain.add(&block.header.hash);
-                self.vault.submit(block).unwrap();
-            }
-            self.chain = chain.finish();
-            let commit = codec::encode_commit(&Commit {
-                seq: self.seq,
-                epoch: Epoch([7; 16]),
-                time: Timestamp::from_nanos(self.seq.0 as i64),
-                clean: true,
-                ops: 0,
-                blocks: blocks.len() as u64,
-                next_node: NodeId(2),
-                chain: self.chain,
-            });
-            self.vault.submit(commit).unwrap();
-        }
-    }
-
-    /// The next batch that a source is told is durable; sooner than anybody loses patience.
-    fn acked(told: &Receiver<Event>) -> BatchSeq {
-        loop {
-            match told.recv_timeout(PATIENCE / 2).unwrap() {
-                Event::Durable(seq) => return seq,
-                Event::Mirrored(_) => {}
-                failed => panic!("{failed:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn while_others_wait_for_the_disk_a_source_gets_a_little_of_it_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::init(dir.path(), false, Timestamp::from_nanos(1)).unwrap();
-        let mut many = Sender::new(&vault, "many");
-        let mut few = Sender::new(&vault, "few");
-        let turns = vault.turns();
-        let mut at_work: Vec<_> = (0..SYNCS_AT_ONCE).map(|_| turns.sync.take()).collect();
-        many.send(&[600 << 10]);
-        turns.sync.wait_for_queue(1);
-        // Whoever has little goes past them all.
-        few.send(&[1000]);
-        assert_eq!(acked(&few.told), BatchSeq(1));
-        let told = many.told.clone();
-        assert!(told.is_empty());
-        std::thread::scope(|scope| {
-            let many = &mut many;
-            // More than may wait for the append thread.
-            scope.spawn(move || {
-                many.send(&[600 << 10]);
-                many.send(&[600 << 10, 600 << 10, 600 << 10]);
-                many.send(&[600 << 10]);
-            });
-            let (leave, left) = crossbeam_channel::bounded::<()>(0);
-            for waiting in 2..=3 {
-                let (turns, left) = (&turns, left.clone());
-                scope.spawn(move || {
-                    let _turn = turns.sync.take().unwrap();
-                    left.recv().unwrap();
-                });
-                turns.sync.wait_for_queue(waiting);
-            }
-            // One is put on the disk; then another is at work, and a third waits before it.
-            at_work.pop();
-            assert_eq!(acked(&told), BatchSeq(1));
-            turns.sync.wait_for_queue(2);
-            leave.send(()).unwrap();
-            leave.send(()).unwrap();
-            // A megabyte was reached in the third.
-            assert_eq!(acked(&told), BatchSeq(2));
-            drop(at_work);
-            while acked(&told) < BatchSeq(4) {}
-        });
-        many.vault.close().unwrap();
-        few.vault.close().unwrap();
-    }
 }
