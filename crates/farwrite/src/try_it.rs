@@ -161,9 +161,15 @@ fn mirror_of(vault_dir: &Path, dir: &str) -> PathBuf {
 /// Prints what happens until the feed is closed.
 fn show_activity(daemon: &Supervisor) {
     let mut bytes = 0;
+    // The same again is not told again: links of files elsewhere on the filesystem may change a hundred times a second.
+    let mut told = String::new();
     for activity in daemon.feed().watch().flatten() {
         match activity {
-            Activity::Change { text, .. } => println!("  {text}"),
+            Activity::Change { text, .. } if text == told => {}
+            Activity::Change { text, .. } => {
+                println!("  {text}");
+                told = text;
+            }
             Activity::Sent { bytes: sent, .. } => bytes += sent,
             Activity::File { .. } => {}
             Activity::Durable {
@@ -175,6 +181,7 @@ fn show_activity(daemon: &Supervisor) {
                     span(Duration::from_millis(after_ms))
                 );
                 bytes = 0;
+                told.clear();
             }
             Activity::Link { text, .. } => println!("  vault    {text}"),
             Activity::Skipped { count } => println!("  ... {count} more"),
