@@ -31,7 +31,9 @@ pub fn overwrites_in_place(fd: impl AsFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|s| IN_PLACE.contains(&(s.f_type as u32)))
 }
 
-/// Is the byte at `offset` in the kernel's cache? False where the filesystem cannot tell (preadv2(2), `RWF_NOWAIT`).
+/// Is the byte at `offset` in the kernel's cache? False where the filesystem cannot tell (preadv2(2), `RWF_NOWAIT`). If it is not,
+/// the kernel begins to read it, and as many pages ahead as it sees fit (`POSIX_FADV_RANDOM`, posix_fadvise(2): none); should
+/// that end at once, the answer is yes.
 pub fn is_cached(file: &File, offset: u64) -> bool {
     let mut byte = [0];
     let mut into = [IoSliceMut::new(&mut byte)];
