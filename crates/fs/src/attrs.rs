@@ -231,7 +231,8 @@ fn set_mode(dir: &Dir, name: Option<&Name>, want: &Meta) -> io::Result<u32> {
     }
 }
 
-fn set_mtime(dir: &Dir, name: Option<&Name>, mtime: Timestamp) -> io::Result<u32> {
+/// Sets when an entry (`None`: `dir` itself) was last changed. How often that was refused: 0 or 1.
+pub fn set_mtime(dir: &Dir, name: Option<&Name>, mtime: Timestamp) -> io::Result<u32> {
     let done = match name {
         Some(n) => utimensat(dir, n.as_os_str(), &times(mtime), AtFlags::SYMLINK_NOFOLLOW),
         None => rustix::fs::futimens(dir, &times(mtime)),

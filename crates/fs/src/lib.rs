@@ -14,7 +14,9 @@ mod direct;
 mod stat;
 mod xattr;
 
-pub use attrs::{Skipped, apply_meta, apply_meta_fd, mode_to_create, read_meta, read_meta_with};
+pub use attrs::{
+    Skipped, apply_meta, apply_meta_fd, mode_to_create, read_meta, read_meta_with, set_mtime,
+};
 pub use cache::{HandleCache, raise_open_files};
 pub use data::{
     Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole, read_start,

@@ -8,8 +8,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -26,19 +26,19 @@ pub(crate) fn kept(name: &[u8]) -> bool {
 /// All attributes of `name` in `dir` (`None`: of `dir` itself), sorted by name, not following a link. A
 /// filesystem without any gives none. `InvalidData` if they are over [`limits::XATTR_BYTES`].
 pub fn list_xattrs(dir: &Dir, name: Option<&Name>) -> io::Result<Vec<Xattr>> {
-    // A link to /proc/self/fd/N itself must be followed, so a bare handle gets a "/.".
-    let path = match name {
-        Some(_) => dir.proc_path(name),
-        None => dir.proc_path(None).join("."),
+    let Some(name) = name else {
+        return list_file_xattrs(dir);
     };
+    let path = dir.proc_path(Some(name));
     all_xattrs(
         |buf| llistxattr(&path, buf),
         |n, buf| lgetxattr(&path, n, buf),
     )
 }
 
-/// As [`list_xattrs`] of an open file, which costs no way through /proc.
-pub fn list_file_xattrs(file: &File) -> io::Result<Vec<Xattr>> {
+/// As [`list_xattrs`] of an open file or directory, which costs no way through /proc.
+pub fn list_file_xattrs(file: impl AsFd) -> io::Result<Vec<Xattr>> {
+    let file = file.as_fd();
     all_xattrs(
         |buf| flistxattr(file, buf),
         |n, buf| fgetxattr(file, n, buf),

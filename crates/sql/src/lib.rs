@@ -5,11 +5,11 @@
 use rusqlite::{CachedStatement, Connection, Result};
 use std::cell::RefCell;
 
-/// Pages in the write-ahead log (16 MiB) after which what was committed is put into the database. A page that was changed
-/// again and again meanwhile is written there once, and each time both files are synced.
-const WAL_PAGES: i64 = 4096;
+/// Pages in the write-ahead log (32 MiB) after which what was committed is put into the database. A page that was changed
+/// again and again meanwhile is written there once, and each time both files are synced, while whoever writes waits.
+const WAL_PAGES: i64 = 8192;
 /// What is left of a longer log afterwards.
-const WAL_BYTES: i64 = WAL_PAGES * 4096;
+const WAL_BYTES: i64 = 16 << 20;
 
 /// Has a database written ahead, without a sync at each commit: after a loss of power the last ones may be missing, but none of
 /// those before (<https://www.sqlite.org/pragma.html#pragma_synchronous>).
@@ -52,7 +52,54 @@ impl<'c> Statements<'c> {
     }
 }
 
-type Used<'c> = RefCell<Statements<'c>>;
+/// Who runs a statement. It must not be asked for another while it does.
+pub trait Ask {
+    /// Gives the statement to `run`, once. Fails if SQLite does not understand it.
+    fn run(
+        &self,
+        sql: &'static str,
+        run: &mut dyn FnMut(&mut CachedStatement<'_>) -> Result<()>,
+    ) -> Result<()>;
+}
+
+/// With the connection's own cache: for a few of them.
+impl Ask for Connection {
+    fn run(
+        &self,
+        sql: &'static str,
+        run: &mut dyn FnMut(&mut CachedStatement<'_>) -> Result<()>,
+    ) -> Result<()> {
+        run(&mut self.prepare_cached(sql)?)
+    }
+}
+
+/// Statements that several ask for.
+pub type Used<'c> = RefCell<Statements<'c>>;
+
+impl Ask for Used<'_> {
+    fn run(
+        &self,
+        sql: &'static str,
+        run: &mut dyn FnMut(&mut CachedStatement<'_>) -> Result<()>,
+    ) -> Result<()> {
+        run(self.borrow_mut().get(sql)?)
+    }
+}
+
+/// What `f` gets from a statement.
+pub fn ask<T>(
+    who: &dyn Ask,
+    sql: &'static str,
+    f: impl FnOnce(&mut CachedStatement<'_>) -> Result<T>,
+) -> Result<T> {
+    let (mut f, mut answer) = (Some(f), None);
+    who.run(sql, &mut |statement| {
+        let f = f.take().expect("run once");
+        answer = Some(f(statement)?);
+        Ok(())
+    })?;
+    Ok(answer.expect("it was run"))
+}
 
 self_cell::self_cell!(
     struct Cell {

@@ -159,7 +159,7 @@ impl Inner {
             let what = format!("the moment of batch {gone} is no longer kept, it has been pruned");
             return Ok(Found::Answer(Response::Error(what)));
         }
-        let view = |at: BatchSeq| View::new(&tx, at, applied);
+        let view = |at: BatchSeq| View::new(conn, at, applied);
         Ok(Found::Answer(match request {
             Request::Moments => Response::Moments(moments(&tx, kept)?),
             Request::Resolve(time) => Response::Moment(resolve_time(&tx, kept, *time)?),

@@ -96,11 +96,10 @@ impl BackupUnit {
         dir: &OpenDir,
         name: &Name,
     ) -> Result<(), UnitError> {
-        let Some(node) = self
-            .index
-            .lookup(dir.node, name)?
-            .filter(|_| c.what.data || c.what.attr)
-        else {
+        if !c.what.data && !c.what.attr {
+            return Ok(());
+        }
+        let Some(node) = self.index.lookup(dir.node, name)? else {
             return Ok(());
         };
         let Some(row) = self.index.node(node)?.filter(|r| r.meta.kind != Kind::Dir) else {

@@ -8,7 +8,7 @@ use farwrite_core::history::BlockExtent;
 use farwrite_core::op::BadOp;
 use farwrite_core::{BatchSeq, Extent, ExtentSet, Kind, Meta, Name, NodeId, Op, limits};
 use farwrite_sql::Statements;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 use std::collections::{HashMap, HashSet};
 
 /// Most rows that one batch may make: a few operations could otherwise copy a file of many extents for ever.
@@ -30,8 +30,10 @@ pub struct Delta {
     pub nodes: HashMap<NodeId, bool>,
     /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
     pub made: HashMap<NodeId, Meta>,
-    /// Nodes that are gone and did exist before the batch in which they went.
-    ended: Vec<NodeId>,
+    /// Where nodes that lost a name are now, if that is one place: of some, so that the catalog need not be asked.
+    pub moved: HashMap<NodeId, Moved>,
+    /// Nodes that are gone and did exist before the batch in which they went; `true`: a directory.
+    pub ended: HashMap<NodeId, bool>,
     /// Ranges of files with other bytes.
     pub content: HashMap<NodeId, ExtentSet>,
     /// A new epoch began: nothing that was there before is there.
@@ -45,6 +47,17 @@ pub struct NamesNode {
     pub before: Option<NodeId>,
     /// After.
     pub after: Option<NodeId>,
+}
+
+/// The only place of a node that had another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The directory.
+    pub parent: NodeId,
+    /// Its name there.
+    pub name: Name,
+    /// What it is.
+    pub kind: Kind,
 }
 
 /// What [`Catalog::apply`] did.
@@ -198,8 +211,6 @@ impl Catalog {
             applied = batch.commit.seq;
             next_block += batch.blocks.len() as u64;
         }
-        // Only batches of the same delta can have made one of them.
-        out.delta.ended = Vec::new();
         let total = get_mark(&tx, Mark::Versions).map_err(fail)? + versions;
         set_mark(&tx, Mark::Versions, total).map_err(fail)?;
         if !may() {
@@ -216,15 +227,28 @@ impl Delta {
     /// Adds what later batches changed.
     pub fn merge(&mut self, later: Delta) {
         for (key, change) in later.names {
+            for node in change.before.into_iter().chain(change.after) {
+                self.moved.remove(&node);
+            }
             self.name(key, change);
         }
         if later.cleared {
             self.made.clear();
+            self.moved.clear();
+            self.ended.clear();
         }
-        let other = later.nodes.keys().chain(&later.ended);
-        other.for_each(|node| drop(self.made.remove(node)));
+        for node in later.nodes.keys() {
+            self.made.remove(node);
+            self.ended.remove(node);
+        }
+        for node in later.ended.keys() {
+            self.made.remove(node);
+            self.moved.remove(node);
+        }
         let room = MADE_KEPT.saturating_sub(self.made.len());
         self.made.extend(later.made.into_iter().take(room));
+        let room = MADE_KEPT.saturating_sub(self.moved.len());
+        self.moved.extend(later.moved.into_iter().take(room));
         self.ended.extend(later.ended);
         for (node, new) in later.nodes {
             self.nodes.entry(node).or_insert(new);
@@ -454,6 +478,7 @@ impl<'a> Work<'a> {
                     .execute((node.0 as i64, self.seq, encode_meta(meta)))?;
                 self.highest = self.highest.max(node);
                 self.unnamed.insert(node);
+                self.delta.ended.remove(&node);
                 self.content_end.insert(node, 0);
                 self.versions += 1;
                 if self.delta.made.len() < MADE_KEPT {
@@ -558,12 +583,16 @@ impl<'a> Work<'a> {
         let key = (parent.0 as i64, name.as_bytes());
         let Some((node, from)) = self
             .sql
-            .get("DELETE FROM names WHERE parent=?1 AND name=?2 RETURNING node, from_seq")?
+            .get("SELECT node, from_seq FROM names WHERE parent=?1 AND name=?2")?
             .query_row(key, |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)))
             .optional()?
         else {
             return Ok(None);
         };
+        // Not with RETURNING, for which SQLite makes a table each time.
+        self.sql
+            .get("DELETE FROM names WHERE parent=?1 AND name=?2")?
+            .execute(key)?;
         if from < self.seq {
             self.sql
                 .get("INSERT INTO names_old VALUES(?1,?2,?3,?4,?5)")?
@@ -738,9 +767,10 @@ impl<'a> Work<'a> {
     }
 
     fn drop_staged(&mut self, node: NodeId) -> Step {
-        if matches!(self.known(node), Err(Stop::Rule(_))) {
-            return Ok(());
-        }
+        let kind = match self.known(node) {
+            Err(Stop::Rule(_)) => return Ok(()),
+            other => other?.kind,
+        };
         let staged = self.unnamed.remove(&node)
             || self
                 .sql
@@ -750,11 +780,11 @@ impl<'a> Work<'a> {
         if !staged {
             return Err(Rule::Named(node).into());
         }
-        self.end_node(node)
+        self.end_node(node, kind)
     }
 
     /// Ends a node's attributes and content.
-    fn end_node(&mut self, node: NodeId) -> Step {
+    fn end_node(&mut self, node: NodeId, kind: Kind) -> Step {
         let id = node.0 as i64;
         for sql in [
             "INSERT INTO attrs_old SELECT node, ?2, from_seq, content_seq, meta FROM attrs
@@ -774,9 +804,10 @@ impl<'a> Work<'a> {
         self.content_end.remove(&node);
         self.written.remove(&node);
         if self.delta.nodes.remove(&node) != Some(true) {
-            self.delta.ended.push(node);
+            self.delta.ended.insert(node, kind == Kind::Dir);
         }
         self.delta.made.remove(&node);
+        self.delta.moved.remove(&node);
         self.delta.content.remove(&node);
         Ok(())
     }
@@ -803,6 +834,26 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Up to two of a node's names.
+    fn places(&mut self, node: NodeId) -> Step<Vec<(NodeId, Name)>> {
+        let place = |r: &Row<'_>| Ok((NodeId(r.get::<_, i64>(0)? as u64), name_at(r, 1)?));
+        Ok(self
+            .sql
+            .get("SELECT parent, name FROM names WHERE node=?1 LIMIT 2")?
+            .query_map([node.0 as i64], place)?
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// A node that lost a name has this one.
+    fn note_place(&mut self, node: NodeId, parent: NodeId, name: Name, alone: bool) {
+        let kind = self.known.get(&node).map(|k| k.kind).filter(|_| alone);
+        let moved = &mut self.delta.moved;
+        match kind.filter(|_| moved.len() < MADE_KEPT) {
+            Some(kind) => drop(moved.insert(node, Moved { parent, name, kind })),
+            None => drop(moved.remove(&node)),
+        }
+    }
+
     fn has_name(&mut self, node: NodeId) -> Step<bool> {
         Ok(self
             .sql
@@ -814,7 +865,9 @@ impl<'a> Work<'a> {
     fn settle_names(&mut self) -> Step {
         let mut candidates: Vec<NodeId> = self.lost.drain().collect();
         while let Some(node) = candidates.pop() {
-            if self.has_name(node)? {
+            let mut places = self.places(node)?;
+            if let Some((parent, name)) = places.pop() {
+                self.note_place(node, parent, name, places.is_empty());
                 continue;
             }
             let Ok(known) = self.known(node) else {
@@ -823,7 +876,7 @@ impl<'a> Work<'a> {
             if known.kind == Kind::Dir {
                 candidates.extend(self.close_children(node)?);
             }
-            self.end_node(node)?;
+            self.end_node(node, known.kind)?;
             self.moved_dirs.remove(&node);
         }
         let mut good: HashSet<NodeId> = HashSet::from([NodeId::ROOT]);

@@ -6,7 +6,7 @@ mod forget;
 mod schema;
 mod view;
 
-pub use apply::{Applied, Delta, NamesNode, Violation};
+pub use apply::{Applied, Delta, Moved, NamesNode, Violation};
 pub use forget::Forget;
 pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};
@@ -14,8 +14,10 @@ pub use view::{NodeRow, View};
 use crate::segment::{BatchReader, LogError, Place};
 use farwrite_core::history::Moment;
 use farwrite_core::{BatchSeq, Commit, Epoch, Meta, NodeId, Timestamp};
+use farwrite_sql::{Statements, Used};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -232,10 +234,16 @@ impl Catalog {
         }
     }
 
-    /// Runs `f` within one read transaction: many small questions then cost no file locks of their own.
-    pub fn reading<T>(&self, f: impl FnOnce() -> T) -> rusqlite::Result<T> {
+    /// Runs `f` within one read transaction, with statements at hand: many small questions then cost no file locks of their own,
+    /// and nobody looks for their text.
+    pub fn reading<T>(&self, f: impl FnOnce(&Reading<'_>) -> T) -> rusqlite::Result<T> {
         let transaction = self.conn.unchecked_transaction()?;
-        let answer = f();
+        let reading = Reading {
+            statements: RefCell::new(Statements::new(&self.conn)),
+            applied: self.applied,
+        };
+        let answer = f(&reading);
+        drop(reading);
         transaction.commit()?;
         Ok(answer)
     }
@@ -290,6 +298,24 @@ impl Catalog {
             path: self.path.clone(),
             source,
         }
+    }
+}
+
+/// See [`Catalog::reading`].
+pub struct Reading<'c> {
+    statements: Used<'c>,
+    applied: BatchSeq,
+}
+
+impl Reading<'_> {
+    /// As [`Catalog::view`].
+    pub fn view(&self, at: BatchSeq) -> View<'_> {
+        View::new(&self.statements, at, self.applied)
+    }
+
+    /// The tree as it stands after the last batch.
+    pub fn latest(&self) -> View<'_> {
+        self.view(self.applied)
     }
 }
 

@@ -6,7 +6,8 @@ use crate::segment::Place;
 use farwrite_core::history::BlockExtent;
 use farwrite_core::record::HEADER_BYTES;
 use farwrite_core::{BatchSeq, Meta, Name, NodeId};
-use rusqlite::{Connection, OptionalExtension, Row};
+use farwrite_sql::Ask;
+use rusqlite::{CachedStatement, OptionalExtension, Row};
 
 /// A node at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct NodeRow {
 /// See the module.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    conn: &'a Connection,
+    ask: &'a dyn Ask,
     at: i64,
     /// The past tables need not be looked at.
     latest: bool,
@@ -32,12 +33,20 @@ type Result<T> = rusqlite::Result<T>;
 
 impl<'a> View<'a> {
     /// The tree after `at`; `applied` is the last batch that the catalog holds.
-    pub fn new(conn: &'a Connection, at: BatchSeq, applied: BatchSeq) -> Self {
+    pub fn new(ask: &'a dyn Ask, at: BatchSeq, applied: BatchSeq) -> Self {
         View {
-            conn,
+            ask,
             at: at.0.min(i64::MAX as u64) as i64,
             latest: at >= applied,
         }
+    }
+
+    fn with<T>(
+        &self,
+        sql: &'static str,
+        f: impl FnOnce(&mut CachedStatement<'_>) -> Result<T>,
+    ) -> Result<T> {
+        farwrite_sql::ask(self.ask, sql, f)
     }
 
     /// Which moment it shows.
@@ -47,43 +56,35 @@ impl<'a> View<'a> {
 
     /// A node's attributes; `None` if it did not exist.
     pub fn node(&self, node: NodeId) -> Result<Option<NodeRow>> {
-        let now = self
-            .conn
-            .prepare_cached(
-                "SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1 AND from_seq<=?2",
-            )?
-            .query_row((node.0 as i64, self.at), node_row)
-            .optional()?;
+        let now = self.with(
+            "SELECT from_seq, content_seq, meta FROM attrs WHERE node=?1 AND from_seq<=?2",
+            |s| s.query_row((node.0 as i64, self.at), node_row).optional(),
+        )?;
         if now.is_some() || self.latest {
             return Ok(now);
         }
-        self.conn
-            .prepare_cached(
-                "SELECT from_seq, content_seq, meta FROM attrs_old
-                 WHERE node=?1 AND to_seq>?2 AND from_seq<=?2 ORDER BY to_seq LIMIT 1",
-            )?
-            .query_row((node.0 as i64, self.at), node_row)
-            .optional()
+        self.with(
+            "SELECT from_seq, content_seq, meta FROM attrs_old
+             WHERE node=?1 AND to_seq>?2 AND from_seq<=?2 ORDER BY to_seq LIMIT 1",
+            |s| s.query_row((node.0 as i64, self.at), node_row).optional(),
+        )
     }
 
     /// What a name in a directory is.
     pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Option<NodeId>> {
         let key = (parent.0 as i64, name.as_bytes(), self.at);
-        let now = self
-            .conn
-            .prepare_cached("SELECT node FROM names WHERE parent=?1 AND name=?2 AND from_seq<=?3")?
-            .query_row(key, |r| node_id(r, 0))
-            .optional()?;
+        let now = self.with(
+            "SELECT node FROM names WHERE parent=?1 AND name=?2 AND from_seq<=?3",
+            |s| s.query_row(key, |r| node_id(r, 0)).optional(),
+        )?;
         if now.is_some() || self.latest {
             return Ok(now);
         }
-        self.conn
-            .prepare_cached(
-                "SELECT node FROM names_old WHERE parent=?1 AND name=?2 AND to_seq>?3 AND from_seq<=?3
-                 ORDER BY to_seq LIMIT 1",
-            )?
-            .query_row(key, |r| node_id(r, 0))
-            .optional()
+        self.with(
+            "SELECT node FROM names_old WHERE parent=?1 AND name=?2 AND to_seq>?3 AND from_seq<=?3
+             ORDER BY to_seq LIMIT 1",
+            |s| s.query_row(key, |r| node_id(r, 0)).optional(),
+        )
     }
 
     /// Up to `limit` entries of a directory in byte order, behind `after`.
@@ -98,24 +99,16 @@ impl<'a> View<'a> {
         let key = (parent.0 as i64, after, self.at, limit as i64);
         let entry = |r: &Row<'_>| Ok((name_at(r, 0)?, node_id(r, 1)?));
         if self.latest {
-            return self
-                .conn
-                .prepare_cached(
-                    "SELECT name, node FROM names WHERE parent=?1 AND name>?2 AND from_seq<=?3
-                     ORDER BY name LIMIT ?4",
-                )?
-                .query_map(key, entry)?
-                .collect();
-        }
-        self.conn
-            .prepare_cached(
+            return self.with(
                 "SELECT name, node FROM names WHERE parent=?1 AND name>?2 AND from_seq<=?3
+                     ORDER BY name LIMIT ?4",
+                |s| s.query_map(key, entry)?.collect(),
+            );
+        }
+        self.with("SELECT name, node FROM names WHERE parent=?1 AND name>?2 AND from_seq<=?3
                  UNION ALL
                  SELECT name, node FROM names_old WHERE parent=?1 AND to_seq>?3 AND name>?2 AND from_seq<=?3
-                 ORDER BY 1 LIMIT ?4",
-            )?
-            .query_map(key, entry)?
-            .collect()
+                 ORDER BY 1 LIMIT ?4", |s| s.query_map(key, entry)?.collect())
     }
 
     /// Up to `limit` of a node's names, with their directories.
@@ -129,10 +122,7 @@ impl<'a> View<'a> {
              UNION ALL
              SELECT parent, name FROM names_old WHERE node=?1 AND to_seq>?2 AND from_seq<=?2 LIMIT ?3"
         };
-        self.conn
-            .prepare_cached(sql)?
-            .query_map(key, entry)?
-            .collect()
+        self.with(sql, |s| s.query_map(key, entry)?.collect())
     }
 
     /// How many names a node has.
@@ -144,9 +134,7 @@ impl<'a> View<'a> {
             "SELECT (SELECT count(*) FROM names WHERE node=?1 AND from_seq<=?2)
                   + (SELECT count(*) FROM names_old WHERE node=?1 AND to_seq>?2 AND from_seq<=?2)"
         };
-        self.conn
-            .prepare_cached(sql)?
-            .query_row(key, |r| r.get::<_, i64>(0))
+        self.with(sql, |s| s.query_row(key, |r| r.get::<_, i64>(0)))
             .map(|n| n.min(i64::from(u32::MAX)) as u32)
     }
 
@@ -171,45 +159,41 @@ impl<'a> View<'a> {
              WHERE node=?1 AND to_seq>?2 AND offset>?5 AND offset+len>?3 AND from_seq<=?2
              ORDER BY 1 LIMIT ?4"
         };
-        self.conn
-            .prepare_cached(sql)?
-            .query_map(key, extent_row)?
-            .collect()
+        self.with(sql, |s| s.query_map(key, extent_row)?.collect())
     }
 
     /// Where a block's record is, and its bytes with header and padding, if there is such a block. Of one that was damaged when it
     /// came, the bytes say nothing.
     pub fn block(&self, id: u64) -> Result<Option<(Place, u64)>> {
-        self.conn
-            .prepare_cached("SELECT segment, offset, stored FROM blocks WHERE id=?1")?
-            .query_row([id as i64], |r| {
-                let place = Place {
-                    segment: r.get::<_, i64>(0)? as u64,
-                    offset: r.get::<_, i64>(1)? as u64,
-                };
-                let stored: u32 = r.get(2)?;
-                let bytes = HEADER_BYTES as u64 + u64::from(stored).next_multiple_of(8);
-                Ok((place, bytes))
-            })
-            .optional()
+        let row = |r: &Row<'_>| {
+            let place = Place {
+                segment: r.get::<_, i64>(0)? as u64,
+                offset: r.get::<_, i64>(1)? as u64,
+            };
+            let stored: u32 = r.get(2)?;
+            let bytes = HEADER_BYTES as u64 + u64::from(stored).next_multiple_of(8);
+            Ok((place, bytes))
+        };
+        self.with(
+            "SELECT segment, offset, stored FROM blocks WHERE id=?1",
+            |s| s.query_row([id as i64], row).optional(),
+        )
     }
 
     /// Nodes of the present whose last change is later than `seq`.
     pub fn changed_since(&self, seq: BatchSeq) -> Result<Vec<NodeId>> {
-        self.conn
-            .prepare("SELECT node FROM attrs WHERE from_seq>?1")?
-            .query_map([seq.0 as i64], |r| node_id(r, 0))?
-            .collect()
+        self.with("SELECT node FROM attrs WHERE from_seq>?1", |s| {
+            s.query_map([seq.0 as i64], |r| node_id(r, 0))?.collect()
+        })
     }
 }
 
 impl View<'_> {
     /// Nodes of the present with a name that they got later than `seq`.
     pub fn renamed_since(&self, seq: BatchSeq) -> Result<Vec<NodeId>> {
-        self.conn
-            .prepare("SELECT node FROM names WHERE from_seq>?1")?
-            .query_map([seq.0 as i64], |r| node_id(r, 0))?
-            .collect()
+        self.with("SELECT node FROM names WHERE from_seq>?1", |s| {
+            s.query_map([seq.0 as i64], |r| node_id(r, 0))?.collect()
+        })
     }
 }
 

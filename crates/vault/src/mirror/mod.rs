@@ -186,13 +186,14 @@ impl Mirror {
         if delta.cleared {
             return self.reconcile(catalog, from);
         }
-        let done = match catalog.reading(|| step::Step::new(self, catalog, from, delta).run())? {
-            Err(e) if e.is_surprise() => {
-                tracing::warn!("{e}: comparing the whole mirror with the catalog");
-                self.reconcile(catalog, from)
-            }
-            other => other,
-        };
+        let done =
+            match catalog.reading(|catalog| step::Step::new(self, catalog, from, delta).run())? {
+                Err(e) if e.is_surprise() => {
+                    tracing::warn!("{e}: comparing the whole mirror with the catalog");
+                    self.reconcile(catalog, from)
+                }
+                other => other,
+            };
         // The next step has blocks of its own, and other sources have mirrors too.
         self.blocks.forget();
         done
@@ -205,8 +206,8 @@ impl Mirror {
         self.stats.reconciles += 1;
         self.forget_ahead();
         self.dirs.clear();
-        let view = catalog.view(catalog.applied());
-        let done = catalog.reading(|| reconcile::Reconcile::new(self, view, trusted)?.run());
+        let done = catalog
+            .reading(|catalog| reconcile::Reconcile::new(self, catalog.latest(), trusted)?.run());
         self.blocks.forget();
         done?
     }
@@ -309,6 +310,17 @@ impl Mirror {
             source,
         })?;
         self.stats.skipped.add(skipped);
+        Ok(())
+    }
+
+    /// Sets the time of a directory that has its other attributes.
+    fn set_mtime(&mut self, dir: &Dir, meta: &Meta) -> Result<(), MirrorError> {
+        let done = farwrite_fs::set_mtime(dir, None, meta.mtime);
+        self.stats.skipped.times += done.map_err(|source| MirrorError::Io {
+            what: "set the time of",
+            path: "a directory".into(),
+            source,
+        })?;
         Ok(())
     }
 

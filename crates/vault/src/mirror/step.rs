@@ -3,7 +3,7 @@
 //! be crossed in any way. It must never lose what moves: a directory is renamed, not copied.
 
 use super::{At, Mirror, MirrorError, has_default_acl, hold_name};
-use crate::catalog::{Catalog, Delta, NodeRow, View};
+use crate::catalog::{Delta, NodeRow, Reading, View};
 use farwrite_core::{BatchSeq, ExtentSet, Kind, Meta, Name, NodeId};
 use farwrite_fs::Dir;
 use std::borrow::Cow;
@@ -84,7 +84,7 @@ pub(super) struct Step<'a> {
 impl<'a> Step<'a> {
     pub(super) fn new(
         mirror: &'a mut Mirror,
-        catalog: &'a Catalog,
+        catalog: &'a Reading<'_>,
         from: BatchSeq,
         delta: &'a Delta,
     ) -> Self {
@@ -92,7 +92,7 @@ impl<'a> Step<'a> {
         Step {
             mirror,
             old: catalog.view(from),
-            new: catalog.view(catalog.applied()),
+            new: catalog.latest(),
             delta,
             dirs: HashMap::new(),
             held: HashSet::new(),
@@ -131,26 +131,15 @@ impl<'a> Step<'a> {
                 coming.push_back((*parent, name.clone(), node));
             }
         }
-        let mut dead = Vec::new();
-        for (parent, name, node) in leaving {
-            self.take_away(parent, &name, node, &mut dead)?;
-        }
-        for name in dead {
-            self.mirror.stats.removed += self.remove_held(&name)?;
-        }
         // Nodes made together have their content in the same blocks.
         coming
             .make_contiguous()
             .sort_unstable_by_key(|(_, _, n)| *n);
-        self.many = coming.len() >= self.mirror.worth_writers;
-        if self.many {
-            self.mirror.start_writers();
-        }
-        let brought = self.bring_all(coming);
+        let placed = self.take_all(leaving).and_then(|()| self.bring_all(coming));
         // Whatever comes next, also a comparison with the catalog, must not meet them.
         let written = self.mirror.wait_for_writers();
         self.mirror.end_writers();
-        brought.and(written)?;
+        placed.and(written)?;
         for node in std::mem::take(&mut self.held) {
             self.remove_held(&hold_name(node, false))?;
         }
@@ -217,6 +206,23 @@ impl<'a> Step<'a> {
         })
     }
 
+    /// Takes everything away from where it was.
+    fn take_all(&mut self, leaving: Vec<(NodeId, Name, NodeId)>) -> Result {
+        if leaving.len() >= self.mirror.worth_writers {
+            self.mirror.start_writers();
+        }
+        let mut dead = Vec::new();
+        for (parent, name, node) in leaving {
+            self.take_away(parent, &name, node, &mut dead)?;
+        }
+        // What lives on has left the directories that are gone, and all names are free that are to be used again.
+        self.mirror.wait_for_writers()?;
+        for name in dead {
+            self.mirror.stats.removed += self.remove_held(&name)?;
+        }
+        Ok(())
+    }
+
     fn take_away(
         &mut self,
         parent: NodeId,
@@ -227,10 +233,22 @@ impl<'a> Step<'a> {
         let fail = |e| MirrorError::io("move", name, e);
         let dir = self.dir(parent)?;
         self.touched.insert(parent);
-        let names = self.new.names_of(node, 2)?;
+        let moved = self.delta.moved.get(&node);
+        // Was it a directory?
+        let ended = self.delta.ended.get(&node).copied();
+        let names = match moved {
+            Some(m) => vec![(m.parent, m.name.clone())],
+            None if ended.is_some() => Vec::new(),
+            None => self.new.names_of(node, 2)?,
+        };
         let alive = !names.is_empty();
-        let is_dir = if alive {
+        let is_dir = if let Some(moved) = moved {
+            moved.kind == Kind::Dir
+        } else if alive {
             self.meta(node)?.is_some_and(|m| m.kind == Kind::Dir)
+        } else if ended == Some(false) {
+            self.mirror.stats.removed += 1;
+            return self.mirror.take_away(&dir, name, None);
         } else {
             match dir.unlink(name) {
                 Ok(()) => {
@@ -243,9 +261,7 @@ impl<'a> Step<'a> {
         };
         let kept = self.held.contains(&node) || self.placed.contains_key(&node);
         if !is_dir && kept {
-            return dir
-                .unlink(name)
-                .map_err(|e| MirrorError::io("remove", name, e));
+            return self.mirror.take_away(&dir, name, None);
         }
         if !is_dir && self.move_straight((&dir, name), node, &names)? {
             return Ok(());
@@ -268,7 +284,7 @@ impl<'a> Step<'a> {
     /// Renames what is no directory at once, if it has one name after the step and nothing was there before.
     fn move_straight(
         &mut self,
-        (dir, name): (&Dir, &Name),
+        (dir, name): (&Arc<Dir>, &Name),
         node: NodeId,
         names: &[(NodeId, Name)],
     ) -> Result<bool> {
@@ -283,8 +299,8 @@ impl<'a> Step<'a> {
             return Ok(false);
         }
         let into = self.dir(*parent)?;
-        dir.rename_noreplace(name, &into, new_name)
-            .map_err(|e| MirrorError::io("move", name, e))?;
+        self.mirror
+            .take_away(dir, name, Some((into, new_name.clone())))?;
         self.touched.insert(*parent);
         self.placed.insert(node, (*parent, new_name.clone()));
         self.mirror.stats.moved += 1;
@@ -292,6 +308,10 @@ impl<'a> Step<'a> {
     }
 
     fn bring_all(&mut self, mut coming: VecDeque<(NodeId, Name, NodeId)>) -> Result {
+        self.many = coming.len() >= self.mirror.worth_writers;
+        if self.many {
+            self.mirror.start_writers();
+        }
         while let Some((parent, name, node)) = coming.pop_front() {
             self.bring(parent, &name, node, &mut coming)?;
         }
@@ -548,9 +568,14 @@ impl<'a> Step<'a> {
             if node == NodeId::ROOT || !self.is_rooted(AFTER, node)? {
                 continue;
             }
-            if let Some(meta) = self.meta(node)? {
-                let dir = self.dir(node)?;
-                self.mirror.set_meta(&dir, None, &meta)?;
+            let Some(meta) = self.meta(node)? else {
+                continue;
+            };
+            let dir = self.dir(node)?;
+            // Only its names changed: then nothing but its time did.
+            match self.delta.nodes.contains_key(&node) || self.dirs.contains_key(&node) {
+                true => self.mirror.set_meta(&dir, None, &meta)?,
+                false => self.mirror.set_mtime(&dir, &meta)?,
             }
         }
         Ok(())

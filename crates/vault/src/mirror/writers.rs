@@ -1,5 +1,6 @@
-//! Threads that make new small files, while the one that goes through the catalog is at the next: making a file is mostly the
-//! kernel's work. They only ever make what is not there, and a step waits for all of them before it goes on to anything else.
+//! Threads that make new small files, and take away and move old ones, while the one that goes through the catalog is at the
+//! next: each is mostly the kernel's work. None of what they have at the same time may depend on another: they only ever make
+//! what is not there, and a step waits for all of them before it goes on to anything else.
 
 use super::content::FIRST_EXTENTS;
 use super::{Mirror, MirrorError};
@@ -19,6 +20,8 @@ const FILE_BYTES: u64 = 256 << 10;
 const FILE_BLOCKS: usize = 2;
 /// Files that are handed over together: to wake a thread up for each would cost as much as to make it.
 const TOGETHER: usize = 8;
+/// Names likewise.
+const NAMES_TOGETHER: usize = 32;
 /// As many of those wait at most. Who hands them over waits then: two that make files in one directory only wait for its lock.
 const WAITING: usize = 4;
 /// Threads at most.
@@ -58,75 +61,142 @@ impl NewFile {
     }
 }
 
-/// Makes all of them, up to the first that fails.
-fn make_all(files: &[NewFile]) -> Result<Skipped, MirrorError> {
-    let mut skipped = Skipped::default();
-    for file in files {
-        let made = catch_unwind(AssertUnwindSafe(|| file.make()));
-        let gone = |_| {
-            let why = io::Error::other("its writer panicked");
-            Err(MirrorError::io("make", &file.name, why))
-        };
-        skipped.add(made.unwrap_or_else(gone)?);
+/// A name of what is no directory, that goes or becomes another.
+struct OldName {
+    dir: Arc<Dir>,
+    name: Name,
+    /// Where nothing is.
+    to: Option<(Arc<Dir>, Name)>,
+}
+
+impl OldName {
+    fn take_away(&self) -> Result<(), MirrorError> {
+        let name = &self.name;
+        match &self.to {
+            None => self
+                .dir
+                .unlink(name)
+                .map_err(|e| MirrorError::io("remove", name, e)),
+            Some((into, new)) => self
+                .dir
+                .rename_noreplace(name, into, new)
+                .map_err(|e| MirrorError::io("move", name, e)),
+        }
     }
-    Ok(skipped)
+}
+
+/// What is handed over together.
+enum Work {
+    Make(Vec<NewFile>),
+    TakeAway(Vec<OldName>),
+}
+
+impl Work {
+    /// Does all of it, up to the first that fails.
+    fn run(&self) -> Result<Skipped, MirrorError> {
+        let mut skipped = Skipped::default();
+        match self {
+            Work::Make(files) => {
+                for file in files {
+                    skipped.add(guarded(&file.name, || file.make())?);
+                }
+            }
+            Work::TakeAway(names) => {
+                for old in names {
+                    guarded(&old.name, || old.take_away())?;
+                }
+            }
+        }
+        Ok(skipped)
+    }
+}
+
+/// A panic is an error like others: somebody waits for the report.
+fn guarded<T>(name: &Name, f: impl FnOnce() -> Result<T, MirrorError>) -> Result<T, MirrorError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
+        let why = io::Error::other("its writer panicked");
+        Err(MirrorError::io("write", name, why))
+    })
 }
 
 /// The threads of one step; they end when this is dropped.
 pub(super) struct Writers {
-    files: Sender<Vec<NewFile>>,
-    made: Receiver<Result<Skipped, MirrorError>>,
+    work: Sender<Work>,
+    done: Receiver<Result<Skipped, MirrorError>>,
     /// To be handed over once there are enough.
-    next: Vec<NewFile>,
+    files: Vec<NewFile>,
+    names: Vec<OldName>,
     under_way: usize,
 }
 
 impl Writers {
     /// None if there is no thread to be had.
     fn start() -> Option<Writers> {
-        let (files, files_in) = crossbeam_channel::bounded::<Vec<NewFile>>(WAITING);
-        let (made_out, made) = crossbeam_channel::unbounded();
+        let (work, work_in) = crossbeam_channel::bounded::<Work>(WAITING);
+        let (done_out, done) = crossbeam_channel::unbounded();
         // One processor is left to whoever hands out.
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         for _ in 0..(processors - 1).clamp(1, THREADS) {
-            let (files, made) = (files_in.clone(), made_out.clone());
-            let work = move || {
-                for some in files {
+            let (work, done) = (work_in.clone(), done_out.clone());
+            let run = move || {
+                for some in work {
                     // Nobody listens any more: the mirror is gone.
-                    let _ = made.send(make_all(&some));
+                    let _ = done.send(some.run());
                 }
             };
             let thread = std::thread::Builder::new().name("vault-write".into());
-            thread.spawn(work).ok()?;
+            thread.spawn(run).ok()?;
         }
         Some(Writers {
-            files,
-            made,
-            next: Vec::with_capacity(TOGETHER),
+            work,
+            done,
+            files: Vec::with_capacity(TOGETHER),
+            names: Vec::with_capacity(NAMES_TOGETHER),
             under_way: 0,
         })
     }
 
-    /// Gives away what there is.
-    fn give_away(&mut self) -> Result<Skipped, MirrorError> {
-        if self.next.is_empty() {
-            return Ok(Skipped::default());
-        }
-        let some = std::mem::replace(&mut self.next, Vec::with_capacity(TOGETHER));
-        match self.files.send(some) {
+    fn give_away(&mut self, work: Work) -> Result<Skipped, MirrorError> {
+        match self.work.send(work) {
             Ok(()) => {
                 self.under_way += 1;
                 Ok(Skipped::default())
             }
-            Err(refused) => make_all(&refused.into_inner()),
+            Err(refused) => refused.into_inner().run(),
+        }
+    }
+
+    /// Gives away the files that there are, if they are at least so many.
+    fn give_files(&mut self, least: usize) -> Result<Skipped, MirrorError> {
+        if self.files.len() < least {
+            return Ok(Skipped::default());
+        }
+        let files = std::mem::replace(&mut self.files, Vec::with_capacity(TOGETHER));
+        self.give_away(Work::Make(files))
+    }
+
+    /// The same of names.
+    fn give_names(&mut self, least: usize) -> Result<Skipped, MirrorError> {
+        if self.names.len() < least {
+            return Ok(Skipped::default());
+        }
+        let names = std::mem::replace(&mut self.names, Vec::with_capacity(NAMES_TOGETHER));
+        match self.work.try_send(Work::TakeAway(names)) {
+            Ok(()) => {
+                self.under_way += 1;
+                Ok(Skipped::default())
+            }
+            Err(refused) => refused.into_inner().run(),
         }
     }
 }
 
 impl Mirror {
-    /// Starts the writers of a step.
+    /// Starts the writers of a step, if they are not there yet.
     pub(super) fn start_writers(&mut self) {
-        self.writers = Writers::start();
+        if self.writers.is_none() {
+            self.writers = Writers::start();
+        }
     }
 
     /// Ends them, once they have been waited for.
@@ -175,12 +245,30 @@ impl Mirror {
             inherits,
         };
         let writers = self.writers.as_mut().expect("looked at above");
-        writers.next.push(file);
-        if writers.next.len() == TOGETHER {
-            self.stats.skipped.add(writers.give_away()?);
-        }
+        writers.files.push(file);
+        self.stats.skipped.add(writers.give_files(TOGETHER)?);
         self.stats.files_made += 1;
         Ok(true)
+    }
+
+    /// Takes a name of what is no directory away, or gives it another, `to`, that is free: by the writers, if there are any.
+    pub(super) fn take_away(
+        &mut self,
+        dir: &Arc<Dir>,
+        name: &Name,
+        to: Option<(Arc<Dir>, Name)>,
+    ) -> Result<(), MirrorError> {
+        self.take_reports()?;
+        let old = OldName {
+            dir: dir.clone(),
+            name: name.clone(),
+            to,
+        };
+        let Some(writers) = &mut self.writers else {
+            return old.take_away();
+        };
+        writers.names.push(old);
+        writers.give_names(NAMES_TOGETHER).map(drop)
     }
 
     /// What has failed so far; then no more need be begun.
@@ -188,35 +276,29 @@ impl Mirror {
         let Some(writers) = &mut self.writers else {
             return Ok(());
         };
-        while let Ok(made) = writers.made.try_recv() {
+        while let Ok(done) = writers.done.try_recv() {
             writers.under_way -= 1;
-            self.stats.skipped.add(made?);
+            self.stats.skipped.add(done?);
         }
         Ok(())
     }
 
-    /// Returns once all that was handed over is made; the first error if not all could be.
+    /// Returns once all that was handed over is done; the first error if not all could be.
     pub(super) fn wait_for_writers(&mut self) -> Result<(), MirrorError> {
         let Some(writers) = &mut self.writers else {
             return Ok(());
         };
-        let mut all = match writers.give_away() {
-            Ok(skipped) => {
-                self.stats.skipped.add(skipped);
-                Ok(())
-            }
-            Err(e) => Err(e),
+        let mut all = Ok(());
+        let mut add = |done: Result<Skipped, MirrorError>| match done {
+            Ok(skipped) => self.stats.skipped.add(skipped),
+            Err(e) => all = std::mem::replace(&mut all, Ok(())).and(Err(e)),
         };
+        add(writers.give_names(1));
+        add(writers.give_files(1));
         while writers.under_way > 0 {
             writers.under_way -= 1;
-            let made = writers
-                .made
-                .recv()
-                .expect("a report of all that were handed over");
-            match made {
-                Ok(skipped) => self.stats.skipped.add(skipped),
-                Err(e) => all = all.and(Err(e)),
-            }
+            let done = writers.done.recv();
+            add(done.expect("a report of all that was handed over"));
         }
         all
     }

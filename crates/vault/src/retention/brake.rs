@@ -16,6 +16,7 @@ use crate::vault::{VaultError, load_toml, save_toml};
 use farwrite_core::history::{Mark, Moment};
 use farwrite_core::record::Codec;
 use farwrite_core::{BatchSeq, Kind, Name, NodeId, Op, Timestamp};
+use farwrite_sql::{Ask, Statements, Used};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -452,8 +453,13 @@ impl Watch {
 /// What of a batch is suspicious, as the catalog stands before it.
 fn count(conn: &Connection, batch: &LoggedBatch) -> rusqlite::Result<Counts> {
     let mut counts = Counts::default();
-    let view = View::new(conn, BatchSeq(i64::MAX as u64), BatchSeq(0));
-    let look = Look { conn, view, batch };
+    let asked = Used::new(Statements::new(conn));
+    let view = View::new(&asked, BatchSeq(i64::MAX as u64), BatchSeq(0));
+    let look = Look {
+        asked: &asked,
+        view,
+        batch,
+    };
     // Files of which all that this batch writes does not compress, and how much that is.
     let mut written: HashMap<NodeId, (bool, u64)> = HashMap::new();
     let (mut unnamed, mut named) = (HashSet::new(), HashSet::new());
@@ -527,7 +533,7 @@ fn new_ending(parent: NodeId, name: &Name, unnamed: &HashSet<(NodeId, Name)>) ->
 }
 
 struct Look<'a> {
-    conn: &'a Connection,
+    asked: &'a dyn Ask,
     view: View<'a>,
     batch: &'a LoggedBatch,
 }
@@ -541,14 +547,15 @@ impl Look<'_> {
 
     /// Did the present content of a file compress? `None` if it has none, or too little to say.
     fn compressed(&self, node: NodeId) -> rusqlite::Result<Option<bool>> {
-        let found: Option<(i64, u32)> = self
-            .conn
-            .prepare_cached(
-                "SELECT b.codec, b.raw FROM extents x JOIN blocks b ON b.id=x.block
-                 WHERE x.node=?1 ORDER BY x.offset LIMIT 1",
-            )?
-            .query_row([node.0 as i64], |r| Ok((r.get(0)?, r.get(1)?)))
-            .optional()?;
+        let found: Option<(i64, u32)> = farwrite_sql::ask(
+            self.asked,
+            "SELECT b.codec, b.raw FROM extents x JOIN blocks b ON b.id=x.block
+             WHERE x.node=?1 ORDER BY x.offset LIMIT 1",
+            |s| {
+                s.query_row([node.0 as i64], |r| Ok((r.get(0)?, r.get(1)?)))
+                    .optional()
+            },
+        )?;
         Ok(found
             .filter(|(_, raw)| *raw >= SMALL_BYTES)
             .map(|(codec, _)| codec != i64::from(Codec::Raw as u8)))
@@ -569,13 +576,11 @@ impl Look<'_> {
             if seen > WALK_MAX {
                 break;
             }
-            match self.view.node(node)?.map(|r| r.meta.kind) {
-                Some(Kind::Dir) => {
-                    let below = self.view.list(node, None, WALK_MAX)?;
-                    todo.extend(below.into_iter().map(|(_, n)| n));
-                }
-                Some(Kind::File) => lost += u64::from(self.compressed(node)? == Some(true)),
-                _ => {}
+            if let Some(compressed) = self.compressed(node)? {
+                lost += u64::from(compressed);
+            } else if self.view.node(node)?.map(|r| r.meta.kind) == Some(Kind::Dir) {
+                let below = self.view.list(node, None, WALK_MAX)?;
+                todo.extend(below.into_iter().map(|(_, n)| n));
             }
         }
         Ok(lost)

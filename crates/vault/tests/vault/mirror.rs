@@ -118,6 +118,19 @@ impl Bench {
             let row = view.node(*node).unwrap();
             assert_eq!(row.map(|r| r.meta).as_ref(), Some(made), "{node}");
         }
+        for (node, moved) in &applied.delta.moved {
+            let place = (moved.parent, moved.name.clone());
+            assert_eq!(view.names_of(*node, 2).unwrap(), [place], "{node}");
+            let row = view.node(*node).unwrap();
+            assert_eq!(row.map(|r| r.meta.kind), Some(moved.kind), "{node}");
+        }
+        for (node, dir) in &applied.delta.ended {
+            assert_eq!(view.node(*node).unwrap(), None, "{node}");
+            assert_eq!(view.names_of(*node, 1).unwrap(), [], "{node}");
+            let was = self.catalog.view(self.shown).node(*node).unwrap();
+            let was = was.map(|r| r.meta.kind == Kind::Dir);
+            assert!(was.is_none_or(|was| was == *dir), "{node}");
+        }
         applied.delta
     }
 
