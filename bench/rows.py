@@ -374,17 +374,20 @@ def application(bench):
     if not archive.exists():
         run("tar", "-cf", archive, "-C", tree(bench), ".")
 
-    def untar(top):
+    def untar(top, _=None):
         run("tar", "-xf", archive, "-C", top)
 
-    def fio(top):
+    def fio(top, _):
         run("fio", "--name=w", f"--directory={top}", "--rw=randwrite", "--bs=4k", "--size=256m", "--io_size=128m", "--ioengine=psync",
             "--fsync=64", "--randseed=7", "--minimal")
 
-    def pgbench(top):
-        database(top, bench)
+    def pgbench(top, _):
+        return database(top, bench, lambda: None)
 
-    works = {"untar": untar, "fio": fio, "pgbench": pgbench}
+    def pgbench_loaded(top, backed_up):
+        return database(top, bench, backed_up)
+
+    works = {"untar": untar, "fio": fio, "pgbench": pgbench, "pgbench, its tables backed up": pgbench_loaded}
     protected = {
         "alone": None,
         # What the kernel does for this sensor in the application's own calls.
@@ -405,16 +408,25 @@ def application(bench):
                     source = bench.fields / "alone"
                     source.mkdir()
                     quiet(source)
-                    row.add(f"{what}: {who}", elapsed(lambda: work(source)))
+                    row.add(f"{what}: {who}", elapsed(lambda: work(source, lambda: quiet(source))))
                     continue
                 with make() as c:
                     source = bench.field(c)
                     (source / "first").write_text("first")
                     c.start(source)
                     quiet(source)
-                    if who == VAULT_IDLE:
-                        c.hold()
-                    row.add(f"{what}: {who}", elapsed(lambda: work(source)))
+                    hold = c.hold if who == VAULT_IDLE else lambda: None
+                    held = work is not pgbench_loaded
+
+                    def backed_up():
+                        if not isinstance(c, Mark):
+                            c.all_done()
+                        quiet(source)
+                        hold()
+
+                    if held:
+                        hold()
+                    row.add(f"{what}: {who}", elapsed(lambda: work(source, backed_up)))
                     if who == VAULT_IDLE:
                         c.go_on()
                     if isinstance(c, Mark):
@@ -438,8 +450,8 @@ def elapsed(work):
     return said if said is not None else time.monotonic() - begin
 
 
-def database(top, bench):
-    """10,000 transactions of four clients on a PostgreSQL of its own."""
+def database(top, bench, loaded):
+    """10,000 transactions of four clients on a PostgreSQL of its own; `loaded` is called once its tables are full."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     data, port = top / "db", free_port()
     run("install", "-d", "-o", "postgres", "-m", "700", data)
@@ -453,6 +465,7 @@ def database(top, bench):
     try:
         connect = ["-h", data, "-p", port, "-U", "postgres", "postgres"]
         run(programs / "pgbench", "-i", "-q", "-s", "10", *connect)
+        loaded()
         out = run(programs / "pgbench", "-c", "4", "-t", "2500", *connect)
     finally:
         run(*as_postgres, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop", cwd="/")
