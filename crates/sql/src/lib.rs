@@ -9,7 +9,7 @@ use std::cell::RefCell;
 /// again and again meanwhile is written there once, and each time both files are synced, while whoever writes waits.
 const WAL_PAGES: i64 = 8192;
 /// What is left of a longer log afterwards.
-const WAL_BYTES: i64 = 16 << 20;
+const WAL_BYTES: i64 = WAL_PAGES * 4096;
 
 /// Has a database written ahead, without a sync at each commit: after a loss of power the last ones may be missing, but none of
 /// those before (<https://www.sqlite.org/pragma.html#pragma_synchronous>).

@@ -15,8 +15,8 @@ use std::collections::{HashMap, HashSet};
 const BATCH_ROWS_MAX: u64 = 128_000_000;
 /// Extents of a file that a copy holds in memory.
 const PIECES: usize = 65_536;
-/// Nodes of which a delta has the attributes.
-const MADE_KEPT: usize = 20_000;
+/// Nodes of which a delta has the attributes, and those of which it knows where they are, or that they are gone.
+const NODES_KEPT: usize = 20_000;
 /// Ranges of one file that a delta keeps apart.
 const DELTA_RANGES: usize = 256;
 
@@ -31,8 +31,8 @@ pub struct Delta {
     /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
     pub made: HashMap<NodeId, Meta>,
     /// Where nodes that lost a name are now, if that is one place: of some, so that the catalog need not be asked.
-    pub moved: HashMap<NodeId, Moved>,
-    /// Nodes that are gone and did exist before the batch in which they went; `true`: a directory.
+    pub moved: HashMap<NodeId, OnlyPlace>,
+    /// Nodes that are gone; `true`: a directory. Also of some.
     pub ended: HashMap<NodeId, bool>,
     /// Ranges of files with other bytes.
     pub content: HashMap<NodeId, ExtentSet>,
@@ -51,7 +51,7 @@ pub struct NamesNode {
 
 /// The only place of a node that had another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moved {
+pub struct OnlyPlace {
     /// The directory.
     pub parent: NodeId,
     /// Its name there.
@@ -207,7 +207,11 @@ impl Catalog {
                 }
             }
             versions += work.versions;
-            out.delta.merge(std::mem::take(&mut work.delta));
+            let (delta, ended) = (
+                std::mem::take(&mut work.delta),
+                std::mem::take(&mut work.ended),
+            );
+            out.delta.merge(delta, ended);
             applied = batch.commit.seq;
             next_block += batch.blocks.len() as u64;
         }
@@ -224,8 +228,8 @@ impl Catalog {
 }
 
 impl Delta {
-    /// Adds what later batches changed.
-    pub fn merge(&mut self, later: Delta) {
+    /// Adds what a later batch changed, that has ended these nodes; `true`: a directory.
+    fn merge(&mut self, later: Delta, ended: Vec<(NodeId, bool)>) {
         for (key, change) in later.names {
             for node in change.before.into_iter().chain(change.after) {
                 self.moved.remove(&node);
@@ -237,22 +241,25 @@ impl Delta {
             self.moved.clear();
             self.ended.clear();
         }
-        for node in later.nodes.keys() {
-            self.made.remove(node);
-            self.ended.remove(node);
+        for (node, dir) in ended {
+            self.nodes.remove(&node);
+            self.made.remove(&node);
+            self.moved.remove(&node);
+            self.content.remove(&node);
+            if self.ended.len() < NODES_KEPT {
+                self.ended.insert(node, dir);
+            }
         }
-        for node in later.ended.keys() {
-            self.made.remove(node);
-            self.moved.remove(node);
-        }
-        let room = MADE_KEPT.saturating_sub(self.made.len());
-        self.made.extend(later.made.into_iter().take(room));
-        let room = MADE_KEPT.saturating_sub(self.moved.len());
-        self.moved.extend(later.moved.into_iter().take(room));
-        self.ended.extend(later.ended);
+        // One that has ended may be there again, as another: then it is a new one here.
         for (node, new) in later.nodes {
+            self.made.remove(&node);
+            self.ended.remove(&node);
             self.nodes.entry(node).or_insert(new);
         }
+        let room = NODES_KEPT.saturating_sub(self.made.len());
+        self.made.extend(later.made.into_iter().take(room));
+        let room = NODES_KEPT.saturating_sub(self.moved.len());
+        self.moved.extend(later.moved.into_iter().take(room));
         self.cleared |= later.cleared;
         for (node, ranges) in later.content {
             self.content
@@ -292,6 +299,8 @@ struct Work<'a> {
     /// No node has a higher number.
     highest: NodeId,
     delta: Delta,
+    /// Nodes that it has ended; `true`: a directory.
+    ended: Vec<(NodeId, bool)>,
     op: Option<u64>,
     rows: u64,
     versions: i64,
@@ -325,6 +334,7 @@ impl<'a> Work<'a> {
             lenient,
             highest,
             delta: Delta::default(),
+            ended: Vec::new(),
             op: None,
             rows: 0,
             versions: 0,
@@ -478,10 +488,9 @@ impl<'a> Work<'a> {
                     .execute((node.0 as i64, self.seq, encode_meta(meta)))?;
                 self.highest = self.highest.max(node);
                 self.unnamed.insert(node);
-                self.delta.ended.remove(&node);
                 self.content_end.insert(node, 0);
                 self.versions += 1;
-                if self.delta.made.len() < MADE_KEPT {
+                if self.delta.made.len() < NODES_KEPT {
                     self.delta.made.insert(node, meta.clone());
                 }
                 true
@@ -803,9 +812,8 @@ impl<'a> Work<'a> {
         self.known.remove(&node);
         self.content_end.remove(&node);
         self.written.remove(&node);
-        if self.delta.nodes.remove(&node) != Some(true) {
-            self.delta.ended.insert(node, kind == Kind::Dir);
-        }
+        self.delta.nodes.remove(&node);
+        self.ended.push((node, kind == Kind::Dir));
         self.delta.made.remove(&node);
         self.delta.moved.remove(&node);
         self.delta.content.remove(&node);
@@ -844,30 +852,19 @@ impl<'a> Work<'a> {
             .collect::<Result<_, _>>()?)
     }
 
-    /// A node that lost a name has this one.
-    fn note_place(&mut self, node: NodeId, parent: NodeId, name: Name, alone: bool) {
-        let kind = self.known.get(&node).map(|k| k.kind).filter(|_| alone);
-        let moved = &mut self.delta.moved;
-        match kind.filter(|_| moved.len() < MADE_KEPT) {
-            Some(kind) => drop(moved.insert(node, Moved { parent, name, kind })),
-            None => drop(moved.remove(&node)),
-        }
-    }
-
-    fn has_name(&mut self, node: NodeId) -> Step<bool> {
-        Ok(self
-            .sql
-            .get("SELECT 1 FROM names WHERE node=?1 LIMIT 1")?
-            .exists([node.0 as i64])?)
-    }
-
     /// At the commit: who has lost the last name is gone with all below; directories have one place each.
     fn settle_names(&mut self) -> Step {
         let mut candidates: Vec<NodeId> = self.lost.drain().collect();
         while let Some(node) = candidates.pop() {
             let mut places = self.places(node)?;
             if let Some((parent, name)) = places.pop() {
-                self.note_place(node, parent, name, places.is_empty());
+                if places.is_empty()
+                    && let Some(Known { kind, .. }) = self.known.get(&node).copied()
+                    && self.delta.moved.len() < NODES_KEPT
+                {
+                    let place = OnlyPlace { parent, name, kind };
+                    self.delta.moved.insert(node, place);
+                }
                 continue;
             }
             let Ok(known) = self.known(node) else {
@@ -905,7 +902,7 @@ impl<'a> Work<'a> {
             };
             self.lost.remove(&node);
             nodes.push(node);
-            if !self.has_name(node)? {
+            if self.places(node)?.is_empty() {
                 // It goes with the directory; only what lives on elsewhere is of interest, as may what had this name before.
                 let key = (dir, name);
                 let other = self.delta.names.get(&key).and_then(|c| c.before);

@@ -6,7 +6,7 @@ mod forget;
 mod schema;
 mod view;
 
-pub use apply::{Applied, Delta, Moved, NamesNode, Violation};
+pub use apply::{Applied, Delta, NamesNode, OnlyPlace, Violation};
 pub use forget::Forget;
 pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};

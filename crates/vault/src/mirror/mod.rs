@@ -160,7 +160,7 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// From how many new names in a step on other threads help to make new files: what a test makes small.
+    /// From how many new names, or old ones, in a step on other threads help with them: what a test makes small.
     pub fn set_worth_writers(&mut self, names: usize) {
         self.worth_writers = names;
     }
@@ -187,7 +187,7 @@ impl Mirror {
             return self.reconcile(catalog, from);
         }
         let done =
-            match catalog.reading(|catalog| step::Step::new(self, catalog, from, delta).run())? {
+            match catalog.reading(|reading| step::Step::new(self, reading, from, delta).run())? {
                 Err(e) if e.is_surprise() => {
                     tracing::warn!("{e}: comparing the whole mirror with the catalog");
                     self.reconcile(catalog, from)
@@ -207,7 +207,7 @@ impl Mirror {
         self.forget_ahead();
         self.dirs.clear();
         let done = catalog
-            .reading(|catalog| reconcile::Reconcile::new(self, catalog.latest(), trusted)?.run());
+            .reading(|reading| reconcile::Reconcile::new(self, reading.latest(), trusted)?.run());
         self.blocks.forget();
         done?
     }

@@ -84,15 +84,15 @@ pub(super) struct Step<'a> {
 impl<'a> Step<'a> {
     pub(super) fn new(
         mirror: &'a mut Mirror,
-        catalog: &'a Reading<'_>,
+        reading: &'a Reading<'_>,
         from: BatchSeq,
         delta: &'a Delta,
     ) -> Self {
         let (rooted, inherits) = std::mem::take(&mut mirror.known).at(from, delta);
         Step {
             mirror,
-            old: catalog.view(from),
-            new: catalog.latest(),
+            old: reading.view(from),
+            new: reading.latest(),
             delta,
             dirs: HashMap::new(),
             held: HashSet::new(),
@@ -234,7 +234,7 @@ impl<'a> Step<'a> {
         let dir = self.dir(parent)?;
         self.touched.insert(parent);
         let moved = self.delta.moved.get(&node);
-        // Was it a directory?
+        // Known to be gone, and whether it was a directory.
         let ended = self.delta.ended.get(&node).copied();
         let names = match moved {
             Some(m) => vec![(m.parent, m.name.clone())],
@@ -248,7 +248,7 @@ impl<'a> Step<'a> {
             self.meta(node)?.is_some_and(|m| m.kind == Kind::Dir)
         } else if ended == Some(false) {
             self.mirror.stats.removed += 1;
-            return self.mirror.take_away(&dir, name, None);
+            return self.mirror.hand_over_name(&dir, name, None);
         } else {
             match dir.unlink(name) {
                 Ok(()) => {
@@ -261,7 +261,7 @@ impl<'a> Step<'a> {
         };
         let kept = self.held.contains(&node) || self.placed.contains_key(&node);
         if !is_dir && kept {
-            return self.mirror.take_away(&dir, name, None);
+            return self.mirror.hand_over_name(&dir, name, None);
         }
         if !is_dir && self.move_straight((&dir, name), node, &names)? {
             return Ok(());
@@ -300,7 +300,7 @@ impl<'a> Step<'a> {
         }
         let into = self.dir(*parent)?;
         self.mirror
-            .take_away(dir, name, Some((into, new_name.clone())))?;
+            .hand_over_name(dir, name, Some((into, new_name.clone())))?;
         self.touched.insert(*parent);
         self.placed.insert(node, (*parent, new_name.clone()));
         self.mirror.stats.moved += 1;

@@ -1,6 +1,9 @@
 //! Threads that make new small files, and take away and move old ones, while the one that goes through the catalog is at the
-//! next: each is mostly the kernel's work. None of what they have at the same time may depend on another: they only ever make
-//! what is not there, and a step waits for all of them before it goes on to anything else.
+//! next: each is mostly the kernel's work.
+//!
+//! Nothing that they have at the same time depends on another: each old name is taken away once; one that becomes another was
+//! nobody's before and is to be nobody else's; directories are found by their handles, and are never among what is handed over;
+//! and a step waits for all of it before it makes anything new, and again before it goes on.
 
 use super::content::FIRST_EXTENTS;
 use super::{Mirror, MirrorError};
@@ -13,6 +16,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Files up to this size are made by them.
 const FILE_BYTES: u64 = 256 << 10;
@@ -20,13 +24,14 @@ const FILE_BYTES: u64 = 256 << 10;
 const FILE_BLOCKS: usize = 2;
 /// Files that are handed over together: to wake a thread up for each would cost as much as to make it.
 const TOGETHER: usize = 8;
-/// Names likewise.
-const NAMES_TOGETHER: usize = 32;
-/// As many of those wait at most. Who hands them over waits then: two that make files in one directory only wait for its lock.
+/// Names likewise. Each holds the handles of one or two directories.
+const NAMES_TOGETHER: usize = 16;
+/// As many of those wait at most. Who hands over files waits then: two that make files in one directory only wait for its lock.
+/// Names are mostly in many directories: who hands those over goes on with them himself.
 const WAITING: usize = 4;
 /// Threads at most.
 const THREADS: usize = 3;
-/// Fewer new names than this are not worth waking anybody for.
+/// Fewer names, new or old, than this are not worth waking anybody for.
 pub(super) const WORTH_IT: usize = 64;
 
 /// A file that is to be made.
@@ -70,7 +75,7 @@ struct OldName {
 }
 
 impl OldName {
-    fn take_away(&self) -> Result<(), MirrorError> {
+    fn run(&self) -> Result<(), MirrorError> {
         let name = &self.name;
         match &self.to {
             None => self
@@ -86,24 +91,24 @@ impl OldName {
 }
 
 /// What is handed over together.
-enum Work {
+enum Job {
     Make(Vec<NewFile>),
     TakeAway(Vec<OldName>),
 }
 
-impl Work {
+impl Job {
     /// Does all of it, up to the first that fails.
     fn run(&self) -> Result<Skipped, MirrorError> {
         let mut skipped = Skipped::default();
         match self {
-            Work::Make(files) => {
+            Job::Make(files) => {
                 for file in files {
                     skipped.add(guarded(&file.name, || file.make())?);
                 }
             }
-            Work::TakeAway(names) => {
+            Job::TakeAway(names) => {
                 for old in names {
-                    guarded(&old.name, || old.take_away())?;
+                    guarded(&old.name, || old.run())?;
                 }
             }
         }
@@ -121,7 +126,9 @@ fn guarded<T>(name: &Name, f: impl FnOnce() -> Result<T, MirrorError>) -> Result
 
 /// The threads of one step; they end when this is dropped.
 pub(super) struct Writers {
-    work: Sender<Work>,
+    /// None once they are to end.
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
     done: Receiver<Result<Skipped, MirrorError>>,
     /// To be handed over once there are enough.
     files: Vec<NewFile>,
@@ -132,32 +139,38 @@ pub(super) struct Writers {
 impl Writers {
     /// None if there is no thread to be had.
     fn start() -> Option<Writers> {
-        let (work, work_in) = crossbeam_channel::bounded::<Work>(WAITING);
+        let (jobs, jobs_in) = crossbeam_channel::bounded::<Job>(WAITING);
         let (done_out, done) = crossbeam_channel::unbounded();
         // One processor is left to whoever hands out.
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-        for _ in 0..(processors - 1).clamp(1, THREADS) {
-            let (work, done) = (work_in.clone(), done_out.clone());
-            let run = move || {
-                for some in work {
-                    // Nobody listens any more: the mirror is gone.
-                    let _ = done.send(some.run());
-                }
-            };
-            let thread = std::thread::Builder::new().name("vault-write".into());
-            thread.spawn(run).ok()?;
-        }
-        Some(Writers {
-            work,
+        let mut writers = Writers {
+            jobs: Some(jobs),
+            threads: Vec::new(),
             done,
             files: Vec::with_capacity(TOGETHER),
             names: Vec::with_capacity(NAMES_TOGETHER),
             under_way: 0,
-        })
+        };
+        for _ in 0..(processors - 1).clamp(1, THREADS) {
+            let (jobs, done) = (jobs_in.clone(), done_out.clone());
+            let run = move || {
+                for job in jobs {
+                    // Nobody listens any more: the step has ended in a panic.
+                    let _ = done.send(job.run());
+                }
+            };
+            let thread = std::thread::Builder::new().name("vault-write".into());
+            writers.threads.push(thread.spawn(run).ok()?);
+        }
+        Some(writers)
     }
 
-    fn give_away(&mut self, work: Work) -> Result<Skipped, MirrorError> {
-        match self.work.send(work) {
+    fn jobs(&self) -> &Sender<Job> {
+        self.jobs.as_ref().expect("they have not ended")
+    }
+
+    fn give_away(&mut self, job: Job) -> Result<Skipped, MirrorError> {
+        match self.jobs().send(job) {
             Ok(()) => {
                 self.under_way += 1;
                 Ok(Skipped::default())
@@ -172,7 +185,7 @@ impl Writers {
             return Ok(Skipped::default());
         }
         let files = std::mem::replace(&mut self.files, Vec::with_capacity(TOGETHER));
-        self.give_away(Work::Make(files))
+        self.give_away(Job::Make(files))
     }
 
     /// The same of names.
@@ -181,12 +194,22 @@ impl Writers {
             return Ok(Skipped::default());
         }
         let names = std::mem::replace(&mut self.names, Vec::with_capacity(NAMES_TOGETHER));
-        match self.work.try_send(Work::TakeAway(names)) {
+        match self.jobs().try_send(Job::TakeAway(names)) {
             Ok(()) => {
                 self.under_way += 1;
                 Ok(Skipped::default())
             }
             Err(refused) => refused.into_inner().run(),
+        }
+    }
+}
+
+/// What they have been given is done, or has failed, when they are gone: whoever comes next finds nobody at work.
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
     }
 }
@@ -252,7 +275,7 @@ impl Mirror {
     }
 
     /// Takes a name of what is no directory away, or gives it another, `to`, that is free: by the writers, if there are any.
-    pub(super) fn take_away(
+    pub(super) fn hand_over_name(
         &mut self,
         dir: &Arc<Dir>,
         name: &Name,
@@ -265,7 +288,7 @@ impl Mirror {
             to,
         };
         let Some(writers) = &mut self.writers else {
-            return old.take_away();
+            return old.run();
         };
         writers.names.push(old);
         writers.give_names(NAMES_TOGETHER).map(drop)

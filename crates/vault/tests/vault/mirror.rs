@@ -3,6 +3,7 @@
 use crate::catalog::first_difference;
 use crate::common::model::{Chaos, Leaf, Model, Tree};
 use crate::common::*;
+use farwrite_core::meta::Xattr;
 use farwrite_core::{BatchSeq, Kind, NodeId, Op, Record};
 use farwrite_fs::{Dir, read_meta};
 use farwrite_vault::catalog::Catalog;
@@ -296,6 +297,119 @@ fn a_node_number_that_is_used_again_in_one_step_is_another_node() {
     assert_same(&bench.tree(), &model.tree(), "used again");
     let inode = |n| std::fs::metadata(bench.tree().join(n)).unwrap().ino();
     assert_eq!(inode("a"), inode("b"), "two names of one file");
+    // Also if the old one was changed in the same step, and the new one has no content of its own where that had some.
+    let changed = [set(node, file_meta(40, 3))];
+    let gone = [unlink(NodeId::ROOT, "a"), unlink(NodeId::ROOT, "b")];
+    let hole = [
+        set(node, file_meta(40, 4)),
+        write(node, 30, 0, 0, 10),
+        link(NodeId::ROOT, "a", node),
+    ];
+    let steps = [&changed[..], &gone, &hole];
+    let batches = steps.map(|ops| {
+        model.apply(ops, &blocks);
+        maker.batch(ops, &blocks)
+    });
+    bench.feed(&batches);
+    assert_same(&bench.tree(), &model.tree(), "used again after a change");
+    // Come and gone within one batch.
+    let other = maker.node();
+    let made = [set(other, file_meta(0, 1))];
+    let drop = || Op::Drop { node: other };
+    let twice = [drop(), set(other, file_meta(0, 2)), drop()];
+    let steps = [&made[..], &twice].map(|ops| {
+        model.apply(ops, &[]);
+        maker.batch(ops, &[])
+    });
+    bench.feed(&steps);
+    assert_same(&bench.tree(), &model.tree(), "come and gone");
+}
+
+/// Names that are taken away or moved by others than the one who goes through the catalog: what they meet is told.
+#[test]
+fn a_foreign_change_where_names_go_is_noticed_by_whoever_takes_them_away() {
+    let count = 700;
+    // What is wrong with one name, once early and once at the end.
+    type Spoil = fn(&Path, &str);
+    let spoils: [(&str, Spoil); 3] = [
+        ("removed", |top, name| {
+            std::fs::remove_file(top.join("d").join(name)).unwrap()
+        }),
+        ("taken", |top, name| {
+            std::fs::write(top.join("e").join(name), b"foreign").unwrap()
+        }),
+        ("a directory", |top, name| {
+            let path = top.join("d").join(name);
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join("in it"), b"foreign").unwrap();
+        }),
+    ];
+    for (what, spoil) in spoils {
+        for which in [None, Some(3), Some(count - 1)] {
+            let (mut maker, mut bench) = (Maker::new(), Bench::new());
+            let mut model = Model::default();
+            let (d, e) = (maker.node(), maker.node());
+            let mut ops = vec![
+                set(d, dir_meta(1)),
+                link(NodeId::ROOT, "d", d),
+                set(e, dir_meta(2)),
+                link(NodeId::ROOT, "e", e),
+            ];
+            let nodes: Vec<NodeId> = (0..count).map(|_| maker.node()).collect();
+            for (i, node) in nodes.iter().enumerate() {
+                ops.extend([set(*node, file_meta(0, 3)), link(d, format!("f{i}"), *node)]);
+            }
+            model.apply(&ops, &[]);
+            bench.feed(&[maker.batch(&ops, &[])]);
+            if let Some(i) = which {
+                spoil(&bench.tree(), &format!("f{i}"));
+            }
+            // Half go, half move; where the target is to be taken, all move.
+            let moves = |i: usize| what == "taken" || i.is_multiple_of(2);
+            let mut ops = Vec::new();
+            for (i, node) in nodes.iter().enumerate() {
+                ops.push(unlink(d, format!("f{i}")));
+                if moves(i) {
+                    ops.insert(ops.len() - 1, link(e, format!("f{i}"), *node));
+                }
+            }
+            model.apply(&ops, &[]);
+            bench.feed(&[maker.batch(&ops, &[])]);
+            assert_same(&bench.tree(), &model.tree(), what);
+            let stats = bench.mirror.stats();
+            assert_eq!(stats.reconciles, which.is_some() as u64, "{what} {which:?}");
+            if which.is_none() {
+                let moved = (0..count).filter(|i| moves(*i)).count() as u64;
+                assert_eq!((stats.moved, stats.removed), (moved, count as u64 - moved));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_gets_its_name_in_a_later_step_has_all_its_attributes() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let mut model = Model::default();
+    let (dir, file) = (maker.node(), maker.node());
+    let mut meta = dir_meta(7);
+    meta.mode = 0o2751;
+    meta.xattrs = vec![Xattr {
+        name: b"user.of".to_vec(),
+        value: b"mine".to_vec(),
+    }];
+    let staged = [
+        set(dir, meta),
+        set(file, file_meta(0, 1)),
+        link(dir, "in it", file),
+    ];
+    let named = [link(NodeId::ROOT, "late", dir)];
+    for ops in [&staged[..], &named] {
+        model.apply(ops, &[]);
+        bench.feed(&[maker.batch(ops, &[])]);
+    }
+    assert_same(&bench.tree(), &model.tree(), "late");
+    assert_eq!(bench.mirror.stats().reconciles, 0);
 }
 
 /// Breaks what can be broken in a mirror without changing a file's size and mtime unseen.
