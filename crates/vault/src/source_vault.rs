@@ -512,7 +512,7 @@ impl Apply {
                 reader = self.catalog.log_reader(&self.log_dir)?;
                 continue;
             }
-            let turn = large.then(|| turns.apply.take()).flatten();
+            let turn = large.then(|| turns.apply.take());
             let stood = self.step(&batches)?;
             drop(turn);
             stepped = Instant::now();

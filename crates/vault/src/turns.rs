@@ -7,36 +7,68 @@
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Whoever has waited this long works without a turn: one source's dead disk must not stop all others.
+/// A turn that is held for this long is given to another as well: one source's dead disk must not stop all others. Each costs them
+/// so long once.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Turns {
+    at_once: usize,
+    patience: Duration,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    free: usize,
     tickets: u64,
+    working: Vec<Holder>,
     waiting: VecDeque<(u64, Sender<()>)>,
 }
 
+#[derive(Debug)]
+struct Holder {
+    ticket: u64,
+    since: Instant,
+    /// Its turn has been given to another.
+    given_up: bool,
+}
+
 /// Held while at work.
-pub(crate) struct Turn<'a>(&'a Turns);
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    ticket: u64,
+}
+
+impl State {
+    /// Lets in whom there is room for. Whoever does not listen finds out that it is no longer in the queue.
+    fn let_in(&mut self, at_once: usize, patience: Duration) {
+        let now = Instant::now();
+        for holder in &mut self.working {
+            holder.given_up |= now.duration_since(holder.since) >= patience;
+        }
+        while self.working.iter().filter(|h| !h.given_up).count() < at_once
+            && let Some((ticket, next)) = self.waiting.pop_front()
+        {
+            self.working.push(Holder {
+                ticket,
+                since: now,
+                given_up: false,
+            });
+            next.send(()).unwrap_or_default();
+        }
+    }
+}
 
 impl Turns {
     /// For this many at once.
     pub(crate) fn new(at_once: usize) -> Self {
         Turns {
-            state: Mutex::new(State {
-                free: at_once,
-                tickets: 0,
-                waiting: VecDeque::new(),
-            }),
+            at_once,
+            patience: PATIENCE,
+            state: Mutex::default(),
         }
     }
 
@@ -50,54 +82,40 @@ impl Turns {
         !self.state.lock().waiting.is_empty()
     }
 
-    /// Waits for a turn; `None` after [`PATIENCE`]. Who has one must not take another.
-    pub(crate) fn take(&self) -> Option<Turn<'_>> {
-        self.take_within(PATIENCE)
+    /// Waits for a turn. Who has one must not take another.
+    pub(crate) fn take(&self) -> Turn<'_> {
+        let (sender, mine) = bounded(1);
+        let mut state = self.state.lock();
+        state.tickets += 1;
+        let ticket = state.tickets;
+        state.waiting.push_back((ticket, sender));
+        state.let_in(self.at_once, self.patience);
+        drop(state);
+        while mine.recv_timeout(self.patience).is_err() {
+            self.state.lock().let_in(self.at_once, self.patience);
+        }
+        Turn {
+            turns: self,
+            ticket,
+        }
     }
 
     /// Returns once so many wait.
     #[cfg(test)]
     pub(crate) fn wait_for_queue(&self, count: usize) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.state.lock().waiting.len() != count {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "never {count} in the queue"
-            );
+            assert!(Instant::now() < deadline, "never {count} in the queue");
             std::thread::yield_now();
         }
-    }
-
-    fn take_within(&self, patience: Duration) -> Option<Turn<'_>> {
-        let mut state = self.state.lock();
-        if state.free > 0 {
-            state.free -= 1;
-            return Some(Turn(self));
-        }
-        let (sender, mine) = bounded(1);
-        state.tickets += 1;
-        let ticket = state.tickets;
-        state.waiting.push_back((ticket, sender));
-        drop(state);
-        if mine.recv_timeout(patience).is_ok() {
-            return Some(Turn(self));
-        }
-        let mut state = self.state.lock();
-        let queued = state.waiting.len();
-        state.waiting.retain(|(other, _)| *other != ticket);
-        // No longer in the queue: called at the last moment.
-        (state.waiting.len() == queued).then(|| Turn(self))
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        match state.waiting.pop_front() {
-            // There is room for it. Whoever does not listen any more finds out that it is no longer in the queue.
-            Some((_, next)) => next.send(()).unwrap_or_default(),
-            None => state.free += 1,
-        }
+        let mut state = self.turns.state.lock();
+        state.working.retain(|h| h.ticket != self.ticket);
+        state.let_in(self.turns.at_once, self.turns.patience);
     }
 }
 
@@ -110,12 +128,12 @@ mod tests {
     fn one_after_another_in_their_order() {
         let turns = Turns::new(1);
         let order = Mutex::new(Vec::new());
-        let held = turns.take().unwrap();
+        let held = turns.take();
         std::thread::scope(|scope| {
             for i in 0..20 {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let _turn = turns.take_within(Duration::MAX).unwrap();
+                    let _turn = turns.take();
                     order.lock().push(i);
                 });
                 turns.wait_for_queue(i + 1);
@@ -124,7 +142,7 @@ mod tests {
             drop(held);
         });
         assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>());
-        assert!(turns.state.lock().free == 1 && !turns.is_contended());
+        assert!(turns.state.lock().working.is_empty() && !turns.is_contended());
     }
 
     #[test]
@@ -135,7 +153,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let _turn = turns.take_within(Duration::MAX).unwrap();
+                        let _turn = turns.take();
                         most.fetch_max(
                             at_work.fetch_add(1, Ordering::SeqCst) + 1,
                             Ordering::SeqCst,
@@ -147,18 +165,34 @@ mod tests {
             }
         });
         assert!(most.load(Ordering::SeqCst) <= 2);
-        assert_eq!(turns.state.lock().free, 2);
+        assert!(turns.state.lock().working.is_empty());
     }
 
     #[test]
-    fn whoever_holds_a_turn_for_ever_does_not_stop_the_others() {
-        let turns = Turns::new(1);
-        let held = turns.take().unwrap();
-        assert!(turns.take_within(Duration::from_millis(1)).is_none());
-        turns.wait_for_queue(0);
-        drop(held);
-        // Whoever gave up has left nothing behind.
-        drop(turns.take_within(Duration::from_millis(1)).unwrap());
-        assert_eq!(turns.state.lock().free, 1);
+    fn whoever_holds_a_turn_for_ever_costs_the_others_their_patience_once() {
+        let turns = Turns {
+            patience: Duration::from_millis(200),
+            ..Turns::new(2)
+        };
+        let stuck = (turns.take(), turns.take());
+        let begin = Instant::now();
+        // Both turns are there for others now, as often as they like.
+        for _ in 0..1000 {
+            let both = (turns.take(), turns.take());
+            assert_eq!(turns.state.lock().working.len(), 4);
+            drop(both);
+        }
+        let took = begin.elapsed();
+        assert!(took >= Duration::from_millis(150), "{took:?}");
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        // Whoever comes back late gives nobody a turn too many.
+        drop(stuck);
+        let both = (turns.take(), turns.take());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(turns.take()));
+            turns.wait_for_queue(1);
+            drop(both);
+        });
+        assert!(turns.state.lock().working.is_empty());
     }
 }

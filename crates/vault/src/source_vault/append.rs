@@ -146,7 +146,7 @@ impl Append {
         let large = std::mem::take(&mut self.unsynced) > SMALL_BYTES;
         // Who closes a source waits for all that it has.
         let by_turns = large && !self.shared.is_closing();
-        let turn = by_turns.then(|| self.turns.sync.take()).flatten();
+        let turn = by_turns.then(|| self.turns.sync.take());
         let seq = self.log.sync().map_err(refusal)?;
         drop(turn);
         let mut state = self.shared.state.lock();

@@ -103,7 +103,7 @@ fn while_others_wait_for_the_disk_a_source_gets_a_little_of_it_at_a_time() {
         for waiting in 2..=3 {
             let (turns, left) = (&turns, left.clone());
             scope.spawn(move || {
-                let _turn = turns.sync.take().unwrap();
+                let _turn = turns.sync.take();
                 left.recv().unwrap();
             });
             turns.sync.wait_for_queue(waiting);
