@@ -416,7 +416,6 @@ def application(bench):
                     c.start(source)
                     quiet(source)
                     hold = c.hold if who == VAULT_IDLE else lambda: None
-                    held = work is not pgbench_loaded
 
                     def backed_up():
                         if not isinstance(c, Mark):
@@ -424,7 +423,7 @@ def application(bench):
                         quiet(source)
                         hold()
 
-                    if held:
+                    if work is not pgbench_loaded:
                         hold()
                     row.add(f"{what}: {who}", elapsed(lambda: work(source, backed_up)))
                     if who == VAULT_IDLE:

@@ -1,12 +1,13 @@
 //! Applies batches to the catalog. A batch is applied whole or not at all, and one that is already in changes
 //! nothing; a batch that breaks the rules of a tree is refused by name.
 
+use super::delta::{Delta, NODES_KEPT, NamesNode, OnlyPlace};
 use super::view::{EXTENT_MAX, extent_row, name_at};
 use super::{Catalog, CatalogError, Mark, decode_meta, encode_meta, get_mark, set_mark};
 use crate::segment::LoggedBatch;
 use farwrite_core::history::BlockExtent;
 use farwrite_core::op::BadOp;
-use farwrite_core::{BatchSeq, Extent, ExtentSet, Kind, Meta, Name, NodeId, Op, limits};
+use farwrite_core::{BatchSeq, Extent, Kind, Meta, Name, NodeId, Op, limits};
 use farwrite_sql::Statements;
 use rusqlite::{Connection, OptionalExtension, Row};
 use std::collections::{HashMap, HashSet};
@@ -15,51 +16,6 @@ use std::collections::{HashMap, HashSet};
 const BATCH_ROWS_MAX: u64 = 128_000_000;
 /// Extents of a file that a copy holds in memory.
 const PIECES: usize = 65_536;
-/// Nodes of which a delta has the attributes, and those of which it knows where they are, or that they are gone.
-const NODES_KEPT: usize = 20_000;
-/// Ranges of one file that a delta keeps apart.
-const DELTA_RANGES: usize = 256;
-
-/// What batches changed in the present tree: what a mirror has to look at.
-#[derive(Clone, Debug, Default)]
-pub struct Delta {
-    /// Names that are now something else, or nothing. In a directory that is gone only those of nodes that live on
-    /// elsewhere are sure to be here, and [`NamesNode::after`] is not to be relied upon.
-    pub names: HashMap<(NodeId, Name), NamesNode>,
-    /// Nodes that are new or have other attributes or content; `true`: they did not exist before.
-    pub nodes: HashMap<NodeId, bool>,
-    /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
-    pub made: HashMap<NodeId, Meta>,
-    /// Where nodes that lost a name are now, if that is one place: of some, so that the catalog need not be asked.
-    pub moved: HashMap<NodeId, OnlyPlace>,
-    /// Nodes that are gone; `true`: a directory. Also of some.
-    pub ended: HashMap<NodeId, bool>,
-    /// Ranges of files with other bytes.
-    pub content: HashMap<NodeId, ExtentSet>,
-    /// A new epoch began: nothing that was there before is there.
-    pub cleared: bool,
-}
-
-/// What a name was before the first of the batches, and what it is after the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NamesNode {
-    /// Before.
-    pub before: Option<NodeId>,
-    /// After.
-    pub after: Option<NodeId>,
-}
-
-/// The only place of a node that had another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnlyPlace {
-    /// The directory.
-    pub parent: NodeId,
-    /// Its name there.
-    pub name: Name,
-    /// What it is.
-    pub kind: Kind,
-}
-
 /// What [`Catalog::apply`] did.
 #[derive(Debug, Default)]
 pub struct Applied {
@@ -224,60 +180,6 @@ impl Catalog {
         tx.commit().map_err(fail)?;
         (self.applied, self.next_block, self.lenient) = (applied, next_block, lenient);
         Ok(Some(out))
-    }
-}
-
-impl Delta {
-    /// Adds what a later batch changed, that has ended these nodes; `true`: a directory.
-    fn merge(&mut self, later: Delta, ended: Vec<(NodeId, bool)>) {
-        for (key, change) in later.names {
-            for node in change.before.into_iter().chain(change.after) {
-                self.moved.remove(&node);
-            }
-            self.name(key, change);
-        }
-        if later.cleared {
-            self.made.clear();
-            self.moved.clear();
-            self.ended.clear();
-        }
-        for (node, dir) in ended {
-            self.nodes.remove(&node);
-            self.made.remove(&node);
-            self.moved.remove(&node);
-            self.content.remove(&node);
-            if self.ended.len() < NODES_KEPT {
-                self.ended.insert(node, dir);
-            }
-        }
-        // One that has ended may be there again, as another: then it is a new one here.
-        for (node, new) in later.nodes {
-            self.made.remove(&node);
-            self.ended.remove(&node);
-            self.nodes.entry(node).or_insert(new);
-        }
-        let room = NODES_KEPT.saturating_sub(self.made.len());
-        self.made.extend(later.made.into_iter().take(room));
-        let room = NODES_KEPT.saturating_sub(self.moved.len());
-        self.moved.extend(later.moved.into_iter().take(room));
-        self.cleared |= later.cleared;
-        for (node, ranges) in later.content {
-            self.content
-                .entry(node)
-                .or_default()
-                .merge(&ranges, DELTA_RANGES);
-        }
-    }
-
-    fn name(&mut self, key: (NodeId, Name), change: NamesNode) {
-        self.names.entry(key).or_insert(change).after = change.after;
-    }
-
-    fn range(&mut self, node: NodeId, e: Extent) {
-        self.content
-            .entry(node)
-            .or_default()
-            .insert(e, DELTA_RANGES);
     }
 }
 

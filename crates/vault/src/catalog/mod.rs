@@ -2,11 +2,13 @@
 //! be lost or be damaged, and is then replayed from it. It must never be the reason for an ack.
 
 mod apply;
+mod delta;
 mod forget;
 mod schema;
 mod view;
 
-pub use apply::{Applied, Delta, NamesNode, OnlyPlace, Violation};
+pub use apply::{Applied, Violation};
+pub use delta::{Delta, NamesNode, OnlyPlace};
 pub use forget::Forget;
 pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};
