@@ -1,10 +1,10 @@
 //! Applies batches to the catalog. A batch is applied whole or not at all, and one that is already in changes
 //! nothing; a batch that breaks the rules of a tree is refused by name.
 
-use super::delta::{Delta, NODES_KEPT, NamesNode, OnlyPlace};
+use super::delta::{Content, Delta, Made, NODES_KEPT, NamesNode, OnlyPlace};
 use super::view::{EXTENT_MAX, extent_row, name_at};
 use super::{Catalog, CatalogError, Mark, decode_meta, encode_meta, get_mark, set_mark};
-use crate::segment::LoggedBatch;
+use crate::segment::{LoggedBatch, Place};
 use farwrite_core::history::BlockExtent;
 use farwrite_core::op::BadOp;
 use farwrite_core::{BatchSeq, Extent, Kind, Meta, Name, NodeId, Op, limits};
@@ -334,16 +334,17 @@ impl<'a> Work<'a> {
                 block_offset,
             } => {
                 let e = Extent::new(*offset, u64::from(*len));
-                self.overlay(*node, e)?;
                 let extent = BlockExtent {
                     offset: *offset,
                     len: e.len,
                     block: self.first_block + u64::from(*block),
                     block_offset: *block_offset,
                 };
+                let place = self.batch.blocks.get(*block as usize).map(|b| b.place);
+                self.overlay(*node, e, place.map(|p| (extent, p)))?;
                 self.insert_extent(*node, extent)
             }
-            Op::Hole { node, offset, len } => self.overlay(*node, Extent::new(*offset, *len)),
+            Op::Hole { node, offset, len } => self.overlay(*node, Extent::new(*offset, *len), None),
             Op::Copy {
                 node,
                 offset,
@@ -393,7 +394,11 @@ impl<'a> Work<'a> {
                 self.content_end.insert(node, 0);
                 self.versions += 1;
                 if self.delta.made.len() < NODES_KEPT {
-                    self.delta.made.insert(node, meta.clone());
+                    let made = Made {
+                        meta: meta.clone(),
+                        content: Content::Hole,
+                    };
+                    self.delta.made.insert(node, made);
                 }
                 true
             }
@@ -409,7 +414,7 @@ impl<'a> Work<'a> {
                 }
                 self.version(node, Some(meta), meta.size != before.size)?;
                 if let Some(made) = self.delta.made.get_mut(&node) {
-                    made.clone_from(meta);
+                    made.meta.clone_from(meta);
                 }
                 false
             }
@@ -520,10 +525,13 @@ impl<'a> Work<'a> {
         Ok(Some(node))
     }
 
-    /// Takes a range away from a file's content, and notes that it changed.
-    fn overlay(&mut self, node: NodeId, e: Extent) -> Step {
+    /// Takes a range away from a file's content, and notes that it changed; `piece`: what comes there, if it is one.
+    fn overlay(&mut self, node: NodeId, e: Extent, piece: Option<(BlockExtent, Place)>) -> Step {
         if self.known(node)?.kind != Kind::File {
             return Err(Rule::NotFile(node).into());
+        }
+        if let Some(made) = self.delta.made.get_mut(&node) {
+            made.changes(piece);
         }
         self.written.insert(node);
         self.delta.range(node, e);
@@ -610,6 +618,9 @@ impl<'a> Work<'a> {
 
     /// Cuts off content at and behind `size`.
     fn trim(&mut self, node: NodeId, size: u64) -> Step {
+        if let Some(made) = self.delta.made.get_mut(&node) {
+            made.changes(None);
+        }
         self.punch(node, Extent::to_end(size))?;
         if let Some(end) = self.content_end.get_mut(&node) {
             *end = (*end).min(size);
@@ -630,7 +641,7 @@ impl<'a> Work<'a> {
         }
         let source = Extent::new(from_offset, len);
         let mut pieces = self.pieces(from, source, from_offset)?;
-        self.overlay(node, Extent::new(offset, len))?;
+        self.overlay(node, Extent::new(offset, len), None)?;
         while let Some(last) = pieces.last() {
             let (more, next) = (pieces.len() == PIECES, last.offset + last.len);
             for x in pieces {

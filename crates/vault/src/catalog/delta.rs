@@ -1,5 +1,7 @@
 //! What batches changed, for a mirror to follow. It must never say more than the catalog: what it leaves out is asked for there.
 
+use crate::segment::Place;
+use farwrite_core::history::BlockExtent;
 use farwrite_core::{Extent, ExtentSet, Kind, Meta, Name, NodeId};
 use std::collections::HashMap;
 
@@ -16,8 +18,8 @@ pub struct Delta {
     pub names: HashMap<(NodeId, Name), NamesNode>,
     /// Nodes that are new or have other attributes or content; `true`: they did not exist before.
     pub nodes: HashMap<NodeId, bool>,
-    /// Attributes of nodes that did not exist before, as the catalog has them now: of some, so that it need not be asked.
-    pub made: HashMap<NodeId, Meta>,
+    /// Nodes that did not exist before, as the catalog has them now: some, so that it need not be asked.
+    pub made: HashMap<NodeId, Made>,
     /// Where nodes that lost a name are now, if that is one place: of some, so that the catalog need not be asked.
     pub moved: HashMap<NodeId, OnlyPlace>,
     /// Nodes that are gone; `true`: a directory. Also of some.
@@ -26,6 +28,36 @@ pub struct Delta {
     pub content: HashMap<NodeId, ExtentSet>,
     /// A new epoch began: nothing that was there before is there.
     pub cleared: bool,
+}
+
+/// A node that did not exist before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Its attributes.
+    pub meta: Meta,
+    /// Its content.
+    pub content: Content,
+}
+
+/// What is known of the content of a new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing was written to it: whatever its size, it is a hole.
+    Hole,
+    /// This was written to it, out of the block at this place, and nothing else.
+    Piece(BlockExtent, Place),
+    /// The catalog has to be asked.
+    Unknown,
+}
+
+impl Made {
+    /// Something happens to the content: a first piece is known, and all that may follow on it is not.
+    pub(super) fn changes(&mut self, first: Option<(BlockExtent, Place)>) {
+        self.content = match (self.content, first) {
+            (Content::Hole, Some((extent, place))) => Content::Piece(extent, place),
+            _ => Content::Unknown,
+        };
+    }
 }
 
 /// What a name was before the first of the batches, and what it is after the last.

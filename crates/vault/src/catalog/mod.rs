@@ -8,7 +8,7 @@ mod schema;
 mod view;
 
 pub use apply::{Applied, Violation};
-pub use delta::{Delta, NamesNode, OnlyPlace};
+pub use delta::{Content, Delta, Made, NamesNode, OnlyPlace};
 pub use forget::Forget;
 pub use schema::CATALOG_VERSION;
 pub use view::{NodeRow, View};

@@ -145,7 +145,7 @@ impl Mirror {
                 if part.offset != written.end || written.pieces.len() >= PIECES {
                     return Ok(false);
                 }
-                let Some(bytes) = self.piece(view, &x, part, &name)? else {
+                let Some(bytes) = self.piece(view, (&x, None), part, &name)? else {
                     return Ok(false);
                 };
                 let done = written.file.write_all_at(&bytes, part.offset);

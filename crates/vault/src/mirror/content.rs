@@ -1,8 +1,8 @@
 //! Writes file content from the log's blocks. It must never turn a hole into data or data into a hole.
 
 use super::{Mirror, MirrorError};
-use crate::catalog::View;
-use crate::segment::LogError;
+use crate::catalog::{Content, View};
+use crate::segment::{LogError, Place};
 use farwrite_core::history::BlockExtent;
 use farwrite_core::{Extent, ExtentSet, Meta, Name, NodeId};
 use farwrite_fs::{Dir, OpenMode, mode_to_create};
@@ -21,7 +21,7 @@ impl Mirror {
     pub(super) fn make_file(
         &mut self,
         view: View<'_>,
-        node: NodeId,
+        (node, content): (NodeId, Content),
         meta: &Meta,
         (dir, name): (&Dir, &Name),
         inherits: bool,
@@ -30,11 +30,18 @@ impl Mirror {
         let file = dir
             .open_file(name, OpenMode::CreateNew(mode_to_create(meta, inherits)))
             .map_err(|e| MirrorError::io("create", name, e))?;
-        let mut end = 0;
-        if meta.size > 0 {
-            let whole = Extent::new(0, meta.size);
-            end = self.write_range(view, node, &file, name, whole, false)?;
-        }
+        let whole = Extent::new(0, meta.size);
+        let end = match content {
+            _ if meta.size == 0 => 0,
+            Content::Hole => 0,
+            Content::Piece(x, place) => match whole.intersect(Extent::new(x.offset, x.len)) {
+                Some(part) => self
+                    .write_piece(view, (&x, Some(place)), part, &file, name)?
+                    .unwrap_or(0),
+                None => 0,
+            },
+            Content::Unknown => self.write_range(view, node, &file, name, whole, false)?,
+        };
         if end < meta.size {
             file.set_len(meta.size).map_err(fail)?;
         }
@@ -103,10 +110,8 @@ impl Mirror {
                 if punch && part.offset > at {
                     make_hole(file, at, part.offset - at).map_err(fail)?;
                 }
-                if let Some(bytes) = self.piece(view, &x, part, name)? {
-                    file.write_all_at(&bytes, part.offset).map_err(fail)?;
-                    self.stats.bytes_written += part.len;
-                    end = part.end();
+                if let Some(written) = self.write_piece(view, (&x, None), part, file, name)? {
+                    end = written;
                 } else if punch {
                     make_hole(file, part.offset, part.len).map_err(fail)?;
                 }
@@ -123,18 +128,41 @@ impl Mirror {
         Ok(end)
     }
 
-    /// The bytes of a part of an extent; `None`, counted, if the log is damaged there.
+    /// Writes a part of an extent; returns its end, or `None`, counted, if the log is damaged there.
+    fn write_piece(
+        &mut self,
+        view: View<'_>,
+        x: (&BlockExtent, Option<Place>),
+        part: Extent,
+        file: &File,
+        name: &Name,
+    ) -> Result<Option<u64>, MirrorError> {
+        let Some(bytes) = self.piece(view, x, part, name)? else {
+            return Ok(None);
+        };
+        let written = file.write_all_at(&bytes, part.offset);
+        written.map_err(|e| MirrorError::io("write", name, e))?;
+        self.stats.bytes_written += part.len;
+        Ok(Some(part.end()))
+    }
+
+    /// The bytes of a part of an extent, whose block is at this place if that is known; `None`, counted, if the log is damaged
+    /// there.
     pub(super) fn piece(
         &mut self,
         view: View<'_>,
-        x: &BlockExtent,
+        (x, place): (&BlockExtent, Option<Place>),
         part: Extent,
         name: &Name,
     ) -> Result<Option<bytes::Bytes>, MirrorError> {
         let start = x.block_offset as usize + (part.offset - x.offset) as usize;
         let range = start..start + part.len as usize;
-        let read = match view.block(x.block)? {
-            Some((place, _)) => self.blocks.read(place),
+        let place = match place {
+            Some(place) => Some(place),
+            None => view.block(x.block)?.map(|(place, _)| place),
+        };
+        let read = match place {
+            Some(place) => self.blocks.read(place),
             None => Err(LogError::Damaged {
                 segment: 0,
                 offset: 0,

@@ -7,7 +7,7 @@ mod reconcile;
 mod step;
 mod writers;
 
-use crate::catalog::{Catalog, Delta, View};
+use crate::catalog::{Catalog, Content, Delta, View};
 use crate::segment::{BlockReader, LogError};
 use farwrite_core::{BatchSeq, Kind, Meta, Name, NodeId};
 use farwrite_fs::{Dir, HandleCache, Skipped};
@@ -279,7 +279,7 @@ impl Mirror {
     fn make(
         &mut self,
         view: View<'_>,
-        node: NodeId,
+        node: (NodeId, Content),
         meta: &Meta,
         (dir, name): (&Dir, &Name),
         inherits: bool,

@@ -3,7 +3,7 @@
 
 use super::step::same_special;
 use super::{At, Mirror, MirrorError, PAGE, has_default_acl};
-use crate::catalog::{NodeRow, View};
+use crate::catalog::{Content, NodeRow, View};
 use farwrite_core::{BatchSeq, FileId, Kind, Name, NodeId};
 use farwrite_fs::{Dir, Stat};
 use std::collections::{HashMap, HashSet};
@@ -135,8 +135,13 @@ impl<'a> Reconcile<'a> {
             self.mirror.set_meta(dir, Some(name), &row.meta)?;
         } else {
             self.clear_place(dir, name, stat)?;
-            self.mirror
-                .make(self.view, node, &row.meta, (dir, name), inherits)?;
+            self.mirror.make(
+                self.view,
+                (node, Content::Unknown),
+                &row.meta,
+                (dir, name),
+                inherits,
+            )?;
         }
         if links > 1
             && let Some(s) = dir.stat_if_exists(name).map_err(fail)?

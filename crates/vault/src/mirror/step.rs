@@ -3,7 +3,7 @@
 //! be crossed in any way. It must never lose what moves: a directory is renamed, not copied.
 
 use super::{At, Mirror, MirrorError, has_default_acl, hold_name};
-use crate::catalog::{Delta, NodeRow, Reading, View};
+use crate::catalog::{Content, Delta, NodeRow, Reading, View};
 use farwrite_core::{BatchSeq, ExtentSet, Kind, Meta, Name, NodeId};
 use farwrite_fs::Dir;
 use std::borrow::Cow;
@@ -369,9 +369,11 @@ impl<'a> Step<'a> {
             } else {
                 let inherits = self.inherits(parent)?;
                 let mirror = &mut *self.mirror;
+                let made = self.delta.made.get(&node);
+                let content = (node, made.map_or(Content::Unknown, |m| m.content));
                 let many = self.many;
-                if !many || !mirror.hand_over(view, node, meta, (&dir, name), inherits)? {
-                    mirror.make(view, node, meta, (&dir, name), inherits)?;
+                if !many || !mirror.hand_over(view, content, meta, (&dir, name), inherits)? {
+                    mirror.make(view, content, meta, (&dir, name), inherits)?;
                 }
             }
             self.made.insert(node);
@@ -545,8 +547,9 @@ impl<'a> Step<'a> {
                     .map_err(|e| MirrorError::io("link", &name, e))?,
                 None => {
                     let inherits = self.inherits(parent)?;
+                    let content = (node, Content::Unknown);
                     self.mirror
-                        .make(self.new, node, &row.meta, (&dir, &name), inherits)?;
+                        .make(self.new, content, &row.meta, (&dir, &name), inherits)?;
                     first = Some((dir, name));
                 }
             }
@@ -558,7 +561,7 @@ impl<'a> Step<'a> {
     fn meta(&self, node: NodeId) -> Result<Option<Cow<'a, Meta>>> {
         let delta = self.delta;
         if let Some(made) = delta.made.get(&node) {
-            return Ok(Some(Cow::Borrowed(made)));
+            return Ok(Some(Cow::Borrowed(&made.meta)));
         }
         Ok(self.new.node(node)?.map(|r| Cow::Owned(r.meta)))
     }

@@ -7,7 +7,7 @@
 
 use super::content::FIRST_EXTENTS;
 use super::{Mirror, MirrorError};
-use crate::catalog::View;
+use crate::catalog::{Content, View};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use farwrite_core::{Extent, Kind, Meta, Name, NodeId};
@@ -231,7 +231,7 @@ impl Mirror {
     pub(super) fn hand_over(
         &mut self,
         view: View<'_>,
-        node: NodeId,
+        (node, content): (NodeId, Content),
         meta: &Meta,
         (dir, name): (&Arc<Dir>, &Name),
         inherits: bool,
@@ -240,21 +240,26 @@ impl Mirror {
             return Ok(false);
         }
         let whole = Extent::new(0, meta.size);
-        let extents = match meta.size {
-            0 => Vec::new(),
-            _ => view.extents(node, 0, FIRST_EXTENTS)?,
+        let extents = match content {
+            _ if meta.size == 0 => Vec::new(),
+            Content::Hole => Vec::new(),
+            Content::Piece(x, place) => vec![(x, Some(place))],
+            Content::Unknown => {
+                let all = view.extents(node, 0, FIRST_EXTENTS)?;
+                // A piece keeps the whole of its block in memory while it waits.
+                let mut blocks = all.iter().map(|x| x.block).collect::<Vec<_>>();
+                blocks.dedup();
+                if all.len() == FIRST_EXTENTS || blocks.len() > FILE_BLOCKS {
+                    return Ok(false);
+                }
+                all.into_iter().map(|x| (x, None)).collect()
+            }
         };
-        // A piece keeps the whole of its block in memory while it waits.
-        let mut blocks = extents.iter().map(|x| x.block).collect::<Vec<_>>();
-        blocks.dedup();
-        if extents.len() == FIRST_EXTENTS || blocks.len() > FILE_BLOCKS {
-            return Ok(false);
-        }
         self.take_reports()?;
         let mut pieces = Vec::with_capacity(extents.len());
-        for x in extents {
+        for (x, place) in extents {
             if let Some(part) = whole.intersect(Extent::new(x.offset, x.len))
-                && let Some(bytes) = self.piece(view, &x, part, name)?
+                && let Some(bytes) = self.piece(view, (&x, place), part, name)?
             {
                 self.stats.bytes_written += part.len;
                 pieces.push((part.offset, bytes));

@@ -6,7 +6,7 @@ use crate::common::*;
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BatchSeq, Kind, NodeId, Op, Record};
 use farwrite_fs::{Dir, read_meta};
-use farwrite_vault::catalog::Catalog;
+use farwrite_vault::catalog::{Catalog, Content};
 use farwrite_vault::mirror::Mirror;
 use farwrite_vault::segment::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +74,8 @@ pub struct Bench {
     pub catalog: Catalog,
     pub mirror: Mirror,
     pub shown: BatchSeq,
+    /// New files of which a delta knew the content.
+    pub pieces: u64,
 }
 
 impl Bench {
@@ -87,6 +89,7 @@ impl Bench {
             log,
             dir,
             shown: BatchSeq(0),
+            pieces: 0,
         }
     }
 
@@ -117,7 +120,18 @@ impl Bench {
         let view = self.catalog.view(self.catalog.applied());
         for (node, made) in &applied.delta.made {
             let row = view.node(*node).unwrap();
-            assert_eq!(row.map(|r| r.meta).as_ref(), Some(made), "{node}");
+            assert_eq!(row.map(|r| r.meta).as_ref(), Some(&made.meta), "{node}");
+            let extents = view.extents(*node, 0, 3).unwrap();
+            match made.content {
+                Content::Hole => assert_eq!(extents, [], "{node}"),
+                Content::Piece(x, place) => {
+                    assert_eq!(extents, [x], "{node}");
+                    let block = view.block(x.block).unwrap();
+                    assert_eq!(block.map(|(place, _)| place), Some(place), "{node}");
+                    self.pieces += 1;
+                }
+                Content::Unknown => {}
+            }
         }
         for (node, moved) in &applied.delta.moved {
             let place = (moved.parent, moved.name.clone());
@@ -142,7 +156,7 @@ impl Bench {
 
 #[test]
 fn the_mirror_is_the_oracles_tree_after_every_step() {
-    let mut moved = 0;
+    let (mut moved, mut pieces) = (0, 0);
     for seed in 100..130 {
         let mut chaos = Chaos::new(seed);
         let mut bench = Bench::new();
@@ -163,6 +177,7 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
         }
         let stats = bench.mirror.stats();
         assert_eq!(stats.reconciles, 0, "seed {seed}: {stats:?}");
+        pieces += bench.pieces;
         assert_eq!(
             std::fs::read_dir(bench.dir.path().join("hold"))
                 .unwrap()
@@ -173,6 +188,7 @@ fn the_mirror_is_the_oracles_tree_after_every_step() {
         moved += stats.moved;
     }
     assert!(moved > 300, "{moved} moved");
+    assert!(pieces > 20, "{pieces} known");
 }
 
 #[test]
@@ -206,6 +222,60 @@ fn a_file_whose_end_is_damaged_in_the_log_keeps_its_size() {
         assert_eq!(bench.mirror.stats().damaged, 1);
         bench.mirror.reconcile(&bench.catalog, BatchSeq(1)).unwrap();
         assert_eq!(bench.mirror.stats().repaired, 0, "nothing to repair");
+    }
+}
+
+/// What is known of a new file's content does not outlive a change of it.
+#[test]
+fn a_new_file_that_changes_again_in_the_same_step_has_its_last_content() {
+    for writers in [1, usize::MAX] {
+        let (mut maker, mut bench) = (Maker::new(), Bench::new());
+        bench.mirror.set_worth_writers(writers);
+        let blocks = [Rng(1).bytes(4096), Rng(2).bytes(4096)];
+        let nodes: Vec<NodeId> = (0..10).map(|_| maker.node()).collect();
+        let mut first = Vec::new();
+        for (i, node) in nodes.iter().enumerate() {
+            first.extend([
+                set(*node, file_meta(4096, 1)),
+                write(*node, 0, 0, 0, 4096),
+                link(NodeId::ROOT, format!("f{i}"), *node),
+            ]);
+        }
+        let size = |i: usize, size| set(nodes[i], file_meta(size, 2));
+        let change = |from: usize| {
+            vec![
+                // Cut off, and longer again: a hole is there now.
+                size(from, 100),
+                size(from, 3000),
+                write(nodes[from + 1], 50, 1, 7, 90),
+                Op::Hole {
+                    node: nodes[from + 2],
+                    offset: 1024,
+                    len: 1024,
+                },
+                Op::Copy {
+                    node: nodes[from + 3],
+                    offset: 10,
+                    len: 20,
+                    from: nodes[from + 4],
+                    from_offset: 2000,
+                },
+            ]
+        };
+        // In the batch that makes it, and in the one after that.
+        let batches = [[first, change(0)].concat(), change(5)];
+        let mut model = Model::default();
+        let mut records = Vec::new();
+        for ops in &batches {
+            model.apply(ops, &blocks);
+            records.push(maker.batch(ops, &blocks));
+        }
+        bench.feed(&records);
+        assert_same(&bench.tree(), &model.tree(), "changed again");
+        let stats = bench.mirror.stats();
+        assert_eq!((stats.reconciles, stats.damaged), (0, 0), "{stats:?}");
+        // f4 and f9 are only read from.
+        assert_eq!(bench.pieces, 2);
     }
 }
 
