@@ -140,7 +140,7 @@ impl SourceVault {
             pruning: Mutex::new(()),
         });
         let (queue, records) = crossbeam_channel::unbounded();
-        let append = Append::new(shared.clone(), records, log, log_dir.clone(), vault.turns());
+        let append = Append::new(shared.clone(), records, log, log_dir, vault.turns());
         let apply = Apply::new(
             shared.clone(),
             catalog,

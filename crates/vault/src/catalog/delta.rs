@@ -5,7 +5,7 @@ use farwrite_core::history::BlockExtent;
 use farwrite_core::{Extent, ExtentSet, Kind, Meta, Name, NodeId};
 use std::collections::HashMap;
 
-/// Nodes of which a delta has the attributes, and those of which it knows where they are, or that they are gone.
+/// New nodes that a delta describes, and those of which it knows where they are, or that they are gone.
 pub(super) const NODES_KEPT: usize = 20_000;
 /// Ranges of one file that a delta keeps apart.
 const DELTA_RANGES: usize = 256;
@@ -42,9 +42,9 @@ pub struct Made {
 /// What is known of the content of a new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing was written to it: whatever its size, it is a hole.
+    /// Nothing was written to it: whatever its size, it is a hole. So is what is no file.
     Hole,
-    /// This was written to it, out of the block at this place, and nothing else.
+    /// This was written to it, out of the block at this place, and nothing else. It does not reach beyond the file's size.
     Piece(BlockExtent, Place),
     /// The catalog has to be asked.
     Unknown,

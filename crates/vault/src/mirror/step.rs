@@ -360,7 +360,11 @@ impl<'a> Step<'a> {
             from.link(&n, &dir, name).map_err(fail)?;
         } else {
             let (view, meta) = (self.new, &*meta);
+            let content = self.delta.made.get(&node).map(|m| m.content);
+            let content = content.unwrap_or(Content::Unknown);
+            // What had a head start came in an earlier step.
             if meta.kind == Kind::File
+                && content == Content::Unknown
                 && self
                     .mirror
                     .place_ahead(view, node, meta, (&dir, name), false)?
@@ -369,11 +373,10 @@ impl<'a> Step<'a> {
             } else {
                 let inherits = self.inherits(parent)?;
                 let mirror = &mut *self.mirror;
-                let made = self.delta.made.get(&node);
-                let content = (node, made.map_or(Content::Unknown, |m| m.content));
+                let known = (node, content);
                 let many = self.many;
-                if !many || !mirror.hand_over(view, content, meta, (&dir, name), inherits)? {
-                    mirror.make(view, content, meta, (&dir, name), inherits)?;
+                if !many || !mirror.hand_over(view, known, meta, (&dir, name), inherits)? {
+                    mirror.make(view, known, meta, (&dir, name), inherits)?;
                 }
             }
             self.made.insert(node);

@@ -74,7 +74,7 @@ pub struct Bench {
     pub catalog: Catalog,
     pub mirror: Mirror,
     pub shown: BatchSeq,
-    /// New files of which a delta knew the content.
+    /// New files of which a delta knew the only piece.
     pub pieces: u64,
 }
 
@@ -198,11 +198,15 @@ fn a_file_whose_end_is_damaged_in_the_log_keeps_its_size() {
         bench.mirror.set_worth_writers(worth);
         let mut rng = Rng(3);
         let (node, blocks) = (maker.node(), [rng.bytes(5000), rng.bytes(3000)]);
+        let only = maker.node();
         let ops = [
             set(node, file_meta(8000, 1)),
             write(node, 0, 0, 0, 5000),
             write(node, 5000, 1, 0, 3000),
             link(NodeId::ROOT, "f", node),
+            set(only, file_meta(3500, 1)),
+            write(only, 0, 1, 0, 3000),
+            link(NodeId::ROOT, "only", only),
         ];
         let delta = bench.feed_catalog(&[maker.batch(&ops, &blocks)]);
         let segment = bench.dir.path().join("log/00000001.seg");
@@ -219,7 +223,9 @@ fn a_file_whose_end_is_damaged_in_the_log_keeps_its_size() {
             .unwrap();
         let file = std::fs::read(bench.tree().join("f")).unwrap();
         assert_eq!((file.len(), &file[..5000]), (8000, &blocks[0][..]));
-        assert_eq!(bench.mirror.stats().damaged, 1);
+        let file = std::fs::read(bench.tree().join("only")).unwrap();
+        assert_eq!(file, [0; 3500]);
+        assert_eq!((bench.pieces, bench.mirror.stats().damaged), (1, 2));
         bench.mirror.reconcile(&bench.catalog, BatchSeq(1)).unwrap();
         assert_eq!(bench.mirror.stats().repaired, 0, "nothing to repair");
     }
@@ -262,20 +268,42 @@ fn a_new_file_that_changes_again_in_the_same_step_has_its_last_content() {
                 },
             ]
         };
+        let [beyond, again, unnamed] = [(); 3].map(|()| maker.node());
+        let others = |written| {
+            vec![
+                // More was written than its size is at the end, as the model has it.
+                set(beyond, file_meta(100, 1)),
+                write(beyond, 0, 0, 0, written),
+                link(NodeId::ROOT, "beyond", beyond),
+                // A number that is used again in the batch.
+                set(again, file_meta(4096, 1)),
+                write(again, 0, 0, 0, 4096),
+                Op::Drop { node: again },
+                set(again, file_meta(3000, 1)),
+                link(NodeId::ROOT, "again", again),
+                // Named by the next batch.
+                set(unnamed, file_meta(4096, 1)),
+                write(unnamed, 0, 1, 0, 4096),
+            ]
+        };
         // In the batch that makes it, and in the one after that.
-        let batches = [[first, change(0)].concat(), change(5)];
+        let batches = |written| {
+            [
+                [first.clone(), others(written), change(0)].concat(),
+                [change(5), vec![link(NodeId::ROOT, "unnamed", unnamed)]].concat(),
+            ]
+        };
         let mut model = Model::default();
-        let mut records = Vec::new();
-        for ops in &batches {
-            model.apply(ops, &blocks);
-            records.push(maker.batch(ops, &blocks));
+        for ops in batches(100) {
+            model.apply(&ops, &blocks);
         }
+        let records = batches(4096).map(|ops| maker.batch(&ops, &blocks));
         bench.feed(&records);
         assert_same(&bench.tree(), &model.tree(), "changed again");
         let stats = bench.mirror.stats();
         assert_eq!((stats.reconciles, stats.damaged), (0, 0), "{stats:?}");
-        // f4 and f9 are only read from.
-        assert_eq!(bench.pieces, 2);
+        // f4 and f9 are only read from; and what has no name at first.
+        assert_eq!(bench.pieces, 3);
     }
 }
 
