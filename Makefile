@@ -48,9 +48,9 @@ bench: build
 	$(if $(ROWS),,cargo bench --locked -p farwrite --bench hot)
 	bench/run --runs $(RUNS) $(if $(SLOW),--slow) --filesystem $(FILESYSTEM) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 
-bench-quick:
+# A program that was named is taken as it is.
+bench-quick: $(if $(filter file,$(origin PROGRAM)),build)
 	@scripts/setup test
-	@test -x '$(PROGRAM)' || $(MAKE) build
 	bench/quick --program '$(PROGRAM)' --place '$(abspath $(CARGO_TARGET_DIR))/bench-quick'
 
 check:

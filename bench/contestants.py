@@ -51,10 +51,12 @@ def wait(what, condition, deadline=DEADLINE, step=0.01):
         time.sleep(step)
 
 
-def differences(source, copy):
-    """What rsync, as a judge, finds different. Sockets and what a contestant keeps for itself do not count."""
+def differences(source, copy, strict=False):
+    """What rsync, as a judge, finds different; `strict`: also attributes and times that not all contestants keep. Sockets and what a
+    contestant keeps for itself do not count."""
+    how = ["-aHAXnc", "--numeric-ids"] if strict else ["-aHnc", "--omit-dir-times"]
     hidden = ["--exclude=/.stfolder", "--exclude=/.stversions", "--exclude=.syncthing.*"]
-    done = subprocess.run(["rsync", "-aHnc", "--omit-dir-times", "--delete", "--itemize-changes", *hidden, f"{source}/", f"{copy}/"],
+    done = subprocess.run(["rsync", *how, "--delete", "--itemize-changes", *hidden, f"{source}/", f"{copy}/"],
                           capture_output=True, text=True, timeout=DEADLINE)
     # 24: something went while it looked, so a contestant is still at work.
     if done.returncode not in (0, 24):
@@ -66,10 +68,10 @@ def process_figures(pid):
     """(resident MiB, processor seconds, voluntary context switches) of a process with all its threads."""
     status = Path(f"/proc/{pid}/status").read_text()
     rss = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    switches = 0
+    cpu, switches = 0.0, 0
     for task in Path(f"/proc/{pid}/task").iterdir():
+        # Finer than the ticks of /proc/PID/stat.
+        cpu += int((task / "schedstat").read_text().split()[0]) / 1e9
         switches += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text())[1])
     return rss, cpu, switches
 
@@ -343,7 +345,7 @@ class Syncthing(Contestant):
 <gui enabled="true" tls="false"><address>127.0.0.1:{me['gui']}</address><apikey>{me['key']}</apikey></gui>
 <options><listenAddress>tcp://127.0.0.1:{me['port']}</listenAddress><globalAnnounceEnabled>false</globalAnnounceEnabled>
 <localAnnounceEnabled>false</localAnnounceEnabled><relaysEnabled>false</relaysEnabled><natEnabled>false</natEnabled>
-<startBrowser>false</startBrowser><urAccepted>-1</urAccepted><crashReportingEnabled>false</crashReportingEnabled>
+<setLowPriority>false</setLowPriority><startBrowser>false</startBrowser><urAccepted>-1</urAccepted><crashReportingEnabled>false</crashReportingEnabled>
 <autoUpgradeIntervalH>0</autoUpgradeIntervalH><reconnectionIntervalS>1</reconnectionIntervalS></options></configuration>""")
         environment = {**os.environ, "STNODEFAULTFOLDER": "1", "STNOUPGRADE": "1"}
         return self.spawn("syncthing", "serve", f"--home={me['home']}", "--no-browser", "--no-restart", env=environment)

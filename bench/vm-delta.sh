@@ -7,17 +7,22 @@ insmod /payload/farwrite.ko
 set_up
 truncate -s 4G $SRC/large
 mkdir -p /mnt/btrfs/copy
+# What is written depends on where: nobody writes where another has.
+place=0
 for sensor in kmod ebpf; do
     start_source $sensor
     converges "the large hole, $sensor"
     for i in 1 2 3 4 5; do
         sent=$(number bytes_sent) read=$(number bytes_read)
         begin=$(now)
-        storm $SRC poke $((i << 29))
+        storm $SRC poke $(((i << 29) + place))
         farwrite flush --timeout 120s
         figure $sensor $begin $(now)
+        [ $(($(number bytes_sent) - sent)) -ge 4096 ] || die "$sensor: what was changed was not sent"
         note "$sensor: $(($(number bytes_read) - read)) bytes read, $(($(number bytes_sent) - sent)) sent"
     done
+    converges "after the changes, $sensor"
+    place=$((place + 4096))
     farwrite off
     kill $DAEMON
     wait $DAEMON 2>/dev/null || true
@@ -25,8 +30,9 @@ for sensor in kmod ebpf; do
 done
 rsync -aS $SRC/ /mnt/btrfs/copy/
 for i in 1 2; do
-    storm $SRC poke $(((i << 29) + 8192))
+    storm $SRC poke $(((i << 29) + place))
     begin=$(now)
     rsync -a --no-whole-file --inplace $SRC/ /mnt/btrfs/copy/
     figure rsync $begin $(now)
 done
+storm / same $SRC/large /mnt/btrfs/copy/large || die "rsync: the copy differs"

@@ -23,8 +23,11 @@ for i in 1 2 3 4 5; do
     start_source kmod
     farwrite flush --timeout 120s
     figure "farwrite, kmod" $begin $(now)
-    note "$(number entries) names looked at"
+    [ "$(number entries)" = 0 ] || die "$(number entries) names were looked at"
+    note "0 names looked at"
 done
 echo changed >$SRC/0/0
 farwrite flush --timeout 120s
 note "after a change: $(number entries) names looked at"
+farwrite restore --to /tmp/restored $SRC/0/0
+[ "$(cat /tmp/restored/0)" = changed ] || die "the change is not in the vault"
