@@ -7,7 +7,7 @@
 //! in `docs/capture.md`, which the conformance suite asserts.
 //!
 //! A sensor never changes a file, never holds an application up, and never reads a file's content. This is the
-//! only crate with `unsafe`, all of it in `sys` and the files like it of the kernel sensors.
+//! only crate with `unsafe` but for `memory`, all of it in `sys` and the files like it of the kernel sensors.
 
 mod batch;
 mod clock;

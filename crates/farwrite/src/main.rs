@@ -24,6 +24,8 @@ use std::process::ExitCode;
 const SIGPIPE_STATUS: u8 = 128 + 13;
 
 fn main() -> ExitCode {
+    // Before there are other threads. Without it all goes on, only slower.
+    farwrite_memory::keep_freed();
     let cli = cli::Cli::parse();
     init_logs(&cli);
     // The usual 1024 are soon used up by a vault of many sources.
