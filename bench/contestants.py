@@ -65,7 +65,7 @@ def differences(source, copy, strict=False):
 
 
 def process_figures(pid):
-    """(resident MiB, processor seconds, voluntary context switches) of a process with all its threads."""
+    """(resident MiB, processor seconds, voluntary context switches) of a process with all its threads that have not ended."""
     status = Path(f"/proc/{pid}/status").read_text()
     rss = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
     cpu, switches = 0.0, 0
