@@ -21,7 +21,7 @@ pub fn keep_freed() -> bool {
     true
 }
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+#[cfg(test)]
 mod tests {
     /// Minor faults of this process so far: proc_pid_stat(5), the tenth field.
     fn faults() -> u64 {
