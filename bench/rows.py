@@ -625,8 +625,10 @@ def many(bench, sources=200, directories=64, files=32):
                 row.add(f"{name}, {what}", count * figures["bytes"] / max(ends) / 1e6)
                 if count > 1:
                     some = [f"{100 * quantile(half, q) / figures['batches']:.0f} %" for q in (0, 0.1, 0.9, 1)]
+                    fair = sum(0.4 <= h / figures["batches"] <= 0.6 for h in half)
                     row.note(f"{what}: the first source was done after {min(ends):.2f} s, a tenth after {quantile(ends, 0.1):.2f} s, all after "
-                             f"{max(ends):.2f} s; when half of all was, four of five sources were at {some[1]} to {some[2]}, all at {some[0]} to {some[3]}")
+                             f"{max(ends):.2f} s; when half of all was, {fair} sources were at 40 % to 60 %, four of five at {some[1]} to {some[2]}, all at "
+                             f"{some[0]} to {some[3]}")
     return row
 
 
