@@ -6,6 +6,9 @@ note() { echo "note: $*"; }
 # now: seconds since the start, with hundredths.
 now() { cut -d' ' -f1 /proc/uptime; }
 
+# worked PID: milliseconds of processor time that a process has had, with its threads that have not ended.
+worked() { cat /proc/$1/task/*/schedstat | awk '{ s += $1 } END { print int(s / 1000000) }'; }
+
 # figure WHAT BEGIN END: what was measured, in seconds.
 figure() { note "FIGURE $1 $(awk "BEGIN { print $3 - $2 }")"; }
 

@@ -14,6 +14,7 @@ set_up() {
     mkdir -p $SRC
     farwrite vault init $VAULT >/dev/null
     farwrite vault serve --listen $ADDRESS $VAULT >/tmp/vault.log 2>&1 &
+    VAULT_DAEMON=$!
     until_true 60 vault_answers
     farwrite source add $SRC --to "$(farwrite vault invite $VAULT --name vm --address $ADDRESS)" >/dev/null
 }
