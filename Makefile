@@ -20,7 +20,8 @@ help:
 	@echo 'make test                      run the whole test suite'
 	@echo 'make check                     formatting, lints (warnings denied), documents'
 	@echo 'make bench ROWS="latency storm" measure beside rsync, lsyncd, syncthing, restic and borg (root; RUNS=5 turns,'
-	@echo '                               FILESYSTEM=xfs, SLOW=1 where peers take minutes, too; default: all, and single functions: hours)'
+	@echo '                               FILESYSTEM=xfs, SLOW=1 where peers take minutes, too; default: all, and single functions: hours;'
+	@echo '                               PROFILE=1: where the time goes)'
 	@echo 'make bench-quick               count what changes cost, and fail if that is more than before (root)'
 	@echo 'make build                     build target/release/farwrite'
 	@echo 'make module KDIR=/lib/modules/RELEASE/build   build the kernel module (default: for the running kernel)'
@@ -41,12 +42,14 @@ PROGRAM ?= $(BINARY)
 # Syncthing, restic and borg also where they take minutes.
 SLOW    ?=
 FILESYSTEM ?= ext4
+# Where the time of each row goes, instead of its figures.
+PROFILE ?=
 
 bench: build
 	@scripts/setup bench
 	cargo build --release --locked -p farwrite --example sources
-	$(if $(ROWS),,cargo bench --locked -p farwrite --bench hot)
-	bench/run --runs $(RUNS) $(if $(SLOW),--slow) --filesystem $(FILESYSTEM) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
+	$(if $(ROWS)$(PROFILE),,cargo bench --locked -p farwrite --bench hot)
+	bench/run --runs $(RUNS) $(if $(SLOW),--slow) $(if $(PROFILE),--profile) --filesystem $(FILESYSTEM) --place '$(abspath $(CARGO_TARGET_DIR))/bench' --program '$(BINARY)' $(ROWS)
 
 # A program that was named is taken as it is.
 bench-quick: $(if $(filter file,$(origin PROGRAM)),build)

@@ -148,7 +148,7 @@ class Farwrite(Contestant):
         if tag:
             self.name = f"farwrite-{tag}"
         super().__init__(place)
-        self.program, self.sensor, self.nice = program, sensor, nice
+        self.program, self.sensor, self.nice, self.daemon = program, sensor, nice, None
         self.vault, self.state = self.place / "vault", self.place / "state"
         run(program, "vault", "init", *([] if mirror else ["--no-mirror"]), self.vault)
         self.port = free_port()

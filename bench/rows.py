@@ -82,13 +82,14 @@ def in_turn(contestants, turn):
     return contestants[first:] + contestants[:first]
 
 
-def caught_up(c, source):
-    """The moment at which the copy was complete, as the contestant says. Only then is it compared: a judge at work takes the processors
-    from the contestant."""
+def caught_up(c, source, done=lambda: None):
+    """The moment at which the copy was complete, as the contestant says. Only then is it compared, after `done`: a judge at work takes
+    the processors from the contestant."""
     wait("the last file", lambda: (c.copy() / "last").exists(), step=0.002)
     begin = time.monotonic()
     while True:
         at = c.all_done()
+        done()
         found = differences(source, c.copy(), strict=isinstance(c, Farwrite))
         if not found:
             return at
@@ -159,7 +160,8 @@ def limit(bench, samples):
 def latency(bench):
     """4 KiB new file: from close(2) to the whole file standing at the destination."""
     row = Row("4 KiB new file, until it stands in the copy", "ms")
-    contestants = [(Farwrite(bench.place, bench.program), 20), (Lsyncd(bench.place), 20), (Syncthing(bench.place), 2)]
+    contestants = [(c(), count) for c, count in [(lambda: Farwrite(bench.place, bench.program), 20),
+                                                 *bench.peers((lambda: Lsyncd(bench.place), 20), (lambda: Syncthing(bench.place), 2))]]
     for c, _ in contestants:
         source = bench.field(c)
         (source / "first").write_text("first")
@@ -170,18 +172,19 @@ def latency(bench):
         for v in limit(bench, 20):
             row.samples.setdefault("limit: append + fdatasync + round trip", []).append(v * 1000)
         for c, count in contestants:
-            for i in range(count):
-                file = c.source / f"{turn}-{i}"
-                copy = c.copy() / file.name
-                with open(file, "wb", buffering=0) as f:
-                    f.write(payload)
-                begin = time.monotonic()
-                while not (copy.exists() and copy.stat().st_size == 4096):
-                    time.sleep(0.0002)
-                    if time.monotonic() - begin > 60:
-                        raise Failed(f"{c.name}: a file did not come")
-                row.samples.setdefault(c.name, []).append((time.monotonic() - begin) * 1000)
-                time.sleep(chance.uniform(0.02, 0.08))
+            with bench.measured(f"{count} new files of 4 KiB, one after another, with pauses of 20 to 80 ms", c):
+                for i in range(count):
+                    file = c.source / f"{turn}-{i}"
+                    copy = c.copy() / file.name
+                    with open(file, "wb", buffering=0) as f:
+                        f.write(payload)
+                    begin = time.monotonic()
+                    while not (copy.exists() and copy.stat().st_size == 4096):
+                        time.sleep(0.0002)
+                        if time.monotonic() - begin > 60:
+                            raise Failed(f"{c.name}: a file did not come")
+                    row.samples.setdefault(c.name, []).append((time.monotonic() - begin) * 1000)
+                    time.sleep(chance.uniform(0.02, 0.08))
     for c, _ in contestants:
         c.settle()
         equal(c.source, c.copy())
@@ -203,9 +206,9 @@ def delta(bench):
     row = Row("4 KiB changed in a file of 4 GiB, no exact sensor")
     sent = Row("4 KiB changed in a file of 4 GiB, no exact sensor: on the wire", "KiB")
     template = large(bench)
-    contestants = [Farwrite(bench.place, bench.program, sensor="fanotify"), Lsyncd(bench.place), Syncthing(bench.place)]
+    contestants = [lambda: Farwrite(bench.place, bench.program, sensor="fanotify"), *bench.peers(lambda: Lsyncd(bench.place), lambda: Syncthing(bench.place))]
     chance = random.Random(4)
-    for c in contestants:
+    for c in [make() for make in contestants]:
         source = bench.field(c)
         run("cp", "--reflink=auto", template / "file", source / "file")
         c.start(source)
@@ -222,7 +225,8 @@ def delta(bench):
                 with open(c.copy() / "file", "rb", buffering=0) as f:
                     f.seek(at)
                     return f.read(4096) == block
-            wait("the change stands in the copy", there, 120, 0.002)
+            with bench.measured("4 KiB in 4 GiB, until they stand in the copy", c):
+                wait("the change stands in the copy", there, 120, 0.002)
             row.add(c.name, time.monotonic() - begin)
             time.sleep(0.3)
             sent.add(c.name, (wire(None) - before) / 1024)
@@ -237,15 +241,17 @@ def first(bench, source, title, others, prepare=warm):
     row = Row(title)
 
     def ours(mirror):
+        who = "farwrite, with mirror" if mirror else "farwrite, log only"
         with Farwrite(bench.place, bench.program, mirror=mirror, tag="mirror" if mirror else "log") as c:
             c.add(source)
             prepare(source)
             quiet(c.place)
 
             def backup():
-                c.run_source()
-                c.settle()
-            row.add("farwrite, with mirror" if mirror else "farwrite, log only", synced(c.place, backup))
+                with bench.measured(who, c):
+                    c.run_source()
+                    c.settle()
+            row.add(who, synced(c.place, backup))
             if mirror:
                 equal(source, c.copy(), strict=True)
             else:
@@ -262,7 +268,7 @@ def first(bench, source, title, others, prepare=warm):
             else:
                 restored(bench, source, lambda to: c.restore(to, source))
 
-    everybody = [lambda: ours(True), lambda: ours(False)] + [lambda other=other: of(other) for other in others]
+    everybody = [lambda: ours(True), lambda: ours(False)] + [lambda other=other: of(other) for other in bench.peers(*others)]
     for turn in range(bench.runs):
         for turn_of in in_turn(everybody, turn):
             bench.fresh()
@@ -299,7 +305,7 @@ def storm(bench):
             file = template / f"d{i // 100}" / f"f{i}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(random.Random(i).randbytes(200 + i % 6000))
-    contestants = [lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place), lambda: Syncthing(bench.place)]
+    contestants = [lambda: Farwrite(bench.place, bench.program), *bench.peers(lambda: Lsyncd(bench.place), lambda: Syncthing(bench.place))]
     for turn in range(bench.runs):
         for make in in_turn(contestants, turn):
             bench.fresh()
@@ -308,18 +314,25 @@ def storm(bench):
                 (source / "log").write_text("")
                 c.start(source)
                 quiet(source)
-                for top in ("a", "b"):
-                    run("cp", "-a", template, source / top)
-                    (source / top / "d7").rename(source / top / "renamed")
-                    for d in range(20, 40):
-                        shutil.rmtree(source / top / f"d{d}")
-                for i in range(200):
-                    with open(source / "log", "a") as f:
-                        f.write(f"line {i}\n")
-                (source / "last").write_text("last")
-                begin = time.monotonic()
-                row.add(c.name, caught_up(c, source) - begin)
+                with bench.measured("the storm itself and what is behind it", c) as done:
+                    storm_work(source, template)
+                    begin = time.monotonic()
+                    at = caught_up(c, source, done)
+                row.add(c.name, at - begin)
     return row
+
+
+def storm_work(source, template):
+    """Two subtrees of 10,000 files copied in, a directory of each renamed and 20 removed, 200 appends."""
+    for top in ("a", "b"):
+        run("cp", "-a", template, source / top)
+        (source / top / "d7").rename(source / top / "renamed")
+        for d in range(20, 40):
+            shutil.rmtree(source / top / f"d{d}")
+    for i in range(200):
+        with open(source / "log", "a") as f:
+            f.write(f"line {i}\n")
+    (source / "last").write_text("last")
 
 
 def flood_work(top):
@@ -341,7 +354,7 @@ def flood(bench):
     """Operations at full speed: what the application pays, and how far behind the copy is after it."""
     row = Row("flood of 166,666 operations on names and 100,000 writes")
     for turn in range(bench.runs):
-        for make in in_turn([None, lambda: Farwrite(bench.place, bench.program), lambda: Lsyncd(bench.place)], turn):
+        for make in in_turn([*bench.peers(None), lambda: Farwrite(bench.place, bench.program), *bench.peers(lambda: Lsyncd(bench.place))], turn):
             bench.fresh()
             if make is None:
                 alone = bench.fields / "alone"
@@ -352,12 +365,14 @@ def flood(bench):
                 source = bench.field(c)
                 (source / "first").write_text("first")
                 c.start(source)
-                begin = time.monotonic()
-                flood_work(source)
-                (source / "last").write_text("last")
-                took = time.monotonic() - begin
+                with bench.measured("the work and what is behind it", c) as done:
+                    begin = time.monotonic()
+                    flood_work(source)
+                    (source / "last").write_text("last")
+                    took = time.monotonic() - begin
+                    at = caught_up(c, source, done)
                 row.add(f"{c.name}: the work", took)
-                row.add(f"{c.name}: behind", caught_up(c, source) - begin - took)
+                row.add(f"{c.name}: behind", at - begin - took)
                 if isinstance(c, Farwrite):
                     rss = max(process_figures(c.daemon.pid)[0], process_figures(c.server.pid)[0])
                     row.note(f"farwrite: the larger of its two daemons has {rss:.0f} MiB resident after it")
@@ -402,7 +417,7 @@ def application(bench):
     untar(bench.fields)
     for turn in range(bench.runs):
         for what, work in works.items():
-            for who, make in in_turn([*protected.items()], turn):
+            for who, make in in_turn([(w, m) for w, m in protected.items() if w == "farwrite, nice" or bench.peers(w)], turn):
                 bench.fresh()
                 if make is None:
                     source = bench.fields / "alone"
@@ -425,7 +440,8 @@ def application(bench):
 
                     if work is not pgbench_loaded:
                         hold()
-                    took = elapsed(lambda: work(source, backed_up))
+                    with bench.measured(what, c):
+                        took = elapsed(lambda: work(source, backed_up))
                     if not isinstance(c, Lsyncd):
                         row.add(f"{what}: {who}", took)
                     if who == VAULT_IDLE:
@@ -507,8 +523,9 @@ def idle(bench):
             os.killpg(c.daemon.pid, 15)
             c.daemon.wait(60)
             begin = time.monotonic()
-            c.run_source()
-            c.settle()
+            with bench.measured("restart over a million files", c):
+                c.run_source()
+                c.settle()
             restart.add("farwrite, compare", time.monotonic() - begin)
         equal(source, c.copy(), strict=True)
         time.sleep(15)
@@ -589,8 +606,9 @@ def distance(bench):
                 quiet(top)
                 warm(top)
                 begin = time.monotonic()
-                c.run_source()
-                c.settle()
+                with bench.measured(name, c):
+                    c.run_source()
+                    c.settle()
                 row.add(name, 100_000 / (time.monotonic() - begin))
                 equal(top, c.copy(), strict=True)
     return row
@@ -616,7 +634,8 @@ def many(bench, sources=200, directories=64, files=32):
             bench.fresh()
             with Farwrite(bench.place, bench.program) as c:
                 invites = [c.invite(f"s{s}") for s in range(count)]
-                figures = json.loads(run(bench.simulated, top, input="\n".join(invites)))
+                with bench.measured(name, c):
+                    figures = json.loads(run(bench.simulated, top, input="\n".join(invites)))
                 row.note(f"{name}: the vault had {peak(c.server.pid):.0f} MiB resident at most")
                 for s in range(count):
                     equal(top, f"{c.vault}/sources/s{s}/mirror{top}")
@@ -636,7 +655,7 @@ def restore(bench, source, title, peers):
     row = Row(title)
     with Farwrite(bench.place, bench.program, mirror=False) as ours:
         ours.start(source)
-        others = [other(bench.place) for other in [Cp, *peers]]
+        others = [other(bench.place) for other in bench.peers(Cp, *peers)]
         for o in others:
             o.backup(source)
         to = bench.fields / "restored"
@@ -650,7 +669,8 @@ def restore(bench, source, title, peers):
             where = [None]
 
             def do():
-                where[0] = work()
+                with bench.measured(name, ours):
+                    where[0] = work()
             row.add(name, synced(to, do))
             equal(source, where[0])
         everybody = [("farwrite, over TLS", lambda: ours.restore(to) or to / source.name),
@@ -679,7 +699,7 @@ def delta_exact(bench):
     row = Row("4 KiB changed in a sparse file of 4 GiB, in a virtual machine without hardware support")
     here = Path(__file__).resolve().parent
     out = in_machine(bench, "--kernel", "6.12", here / "vm-delta.sh")
-    figures_of(row, out, "bytes read")
+    figures_of(row, out, "bytes read|processor time")
     return row
 
 
@@ -708,7 +728,7 @@ def restart_exact(bench):
         out = in_machine(bench, "--icount-waits", "--kernel", "6.12", "--ext4", image, here / "vm-restart.sh")
     finally:
         image.unlink()
-    figures_of(row, out, "names looked at")
+    figures_of(row, out, "names looked at|its version")
     return row
 
 
@@ -719,11 +739,11 @@ def in_machine(bench, *what):
 
 
 def figures_of(row, out, notes):
-    """What a script in a virtual machine has measured: `FIGURE WHO SECONDS`, and lines with `notes` in them."""
+    """What a script in a virtual machine has measured: `FIGURE WHO SECONDS`, and lines in which `notes` (a pattern) is."""
     for line in out.splitlines():
         if found := re.search(r"^note: FIGURE (.*) (\S+)$", line):
             row.add(found[1], float(found[2]))
-        elif line.startswith("note: ") and notes in line:
+        elif line.startswith("note: ") and re.search(notes, line):
             row.note(line.removeprefix("note: "))
 
 
@@ -733,3 +753,5 @@ ROWS = {
     "application": application, "idle": idle, "distance": distance, "many": many, "restart-exact": restart_exact, "untar-exact": untar_exact,
     "restore-tree": restore_tree, "restore-large": restore_large,
 }
+# Where no perf can look.
+IN_MACHINES = ("delta-exact", "restart-exact", "untar-exact")
