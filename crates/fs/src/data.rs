@@ -141,11 +141,11 @@ pub fn forget_cached(fd: impl AsFd, from: u64, to: u64) {
     }
 }
 
-/// Has the kernel read a file's first `len` bytes into its cache, without waiting for it (posix_fadvise(2), `POSIX_FADV_WILLNEED`).
+/// Has the kernel read a range of a file into its cache, without waiting for it (posix_fadvise(2), `POSIX_FADV_WILLNEED`).
 /// Only ever a hint.
-pub fn expect_reads(fd: impl AsFd, len: u64) {
-    if let Some(len) = NonZeroU64::new(len) {
-        let _ = rustix::fs::fadvise(fd, 0, Some(len), Advice::WillNeed);
+pub fn expect_reads(fd: impl AsFd, range: std::ops::Range<u64>) {
+    if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+        let _ = rustix::fs::fadvise(fd, range.start, Some(len), Advice::WillNeed);
     }
 }
 

@@ -5,7 +5,7 @@ use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
 use farwrite_core::limits::SUM_BLOCK_BYTES;
 use farwrite_core::{Extent, ExtentSet};
-use farwrite_fs::{Segments, read_start};
+use farwrite_fs::{Segments, expect_reads, read_start};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -16,6 +16,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 pub const GROUP_BLOCKS: u64 = 256;
 /// Bytes of file that one group covers: 2 MiB.
 pub const GROUP_BYTES: u64 = GROUP_BLOCKS * SUM_BLOCK_BYTES;
+/// Bytes that are read and summed before the next are read, while there is no difference: they stay in the processor's cache.
+const WINDOW_BYTES: u64 = 128 << 10;
 /// Files up to this size are sent whole and have one checksum.
 pub const SMALL_BYTES: u64 = 64 << 10;
 /// Bytes of one checksum.
@@ -222,10 +224,18 @@ impl Comparison<'_> {
             let at = b as usize * SUM_BYTES;
             old.as_ref().and_then(|o| o.get(at..at + SUM_BYTES))
         };
+        // With extents it is known where the differences are.
+        let (same, read) = match &old {
+            Some(old) if self.extents.is_none() && data == [span] => self.same(span, old, buf)?,
+            _ => (0, 0),
+        };
         let look: Vec<(u64, Extent)> = blocks_of(span)
+            .filter(|(_, block)| block.offset >= span.offset + same)
             .filter(|(b, block)| was(*b).is_none() || !self.untouched(*block))
             .collect();
-        let read = self.read_blocks(span, &look, data, buf)?;
+        let unread = look.iter().map(|(_, block)| *block);
+        let unread = unread.filter(|block| block.offset >= span.offset + read);
+        let read = read + self.read_blocks(span, unread, data, buf)?;
         let old_unknown = self.base.is_some() && !self.known();
         let mut new = old.clone().unwrap_or_default();
         new.resize(span.len.div_ceil(SUM_BLOCK_BYTES) as usize * SUM_BYTES, 0);
@@ -257,29 +267,59 @@ impl Comparison<'_> {
         Ok(read)
     }
 
+    /// How many bytes of a group without holes, from its start, are whole windows that are as their checksums say, and how many are
+    /// read: those between the two are in their places in `buf`.
+    fn same(&self, span: Extent, old: &[u8], buf: &mut [u8]) -> io::Result<(u64, u64)> {
+        let window_blocks = (WINDOW_BYTES / SUM_BLOCK_BYTES) as usize;
+        let mut at = 0;
+        for sums in old.chunks(window_blocks * SUM_BYTES) {
+            let len = WINDOW_BYTES.min(span.len - at);
+            if len == 0 {
+                break;
+            }
+            let window = &mut buf[..len as usize];
+            self.file.read_exact_at(window, span.offset + at)?;
+            if at == 0 {
+                // The kernel reads ahead by what it is asked for.
+                expect_reads(self.file, span.end()..span.end() + GROUP_BYTES);
+            }
+            let blocks = window.chunks(SUM_BLOCK_BYTES as usize);
+            if !blocks.map(sum).eq(sums.chunks(SUM_BYTES)) {
+                buf.copy_within(..len as usize, at as usize);
+                return Ok((at, at + len));
+            }
+            at += len;
+        }
+        Ok((at, at))
+    }
+
     /// Reads those blocks of `span` into their places in `buf`, holes as zeros. Returns the bytes read.
     fn read_blocks(
         &self,
         span: Extent,
-        blocks: &[(u64, Extent)],
+        blocks: impl Iterator<Item = Extent>,
         data: &[Extent],
         buf: &mut [u8],
     ) -> io::Result<u64> {
         let mut runs: Vec<Extent> = Vec::new();
-        for (_, block) in blocks {
+        for block in blocks {
             match runs.last_mut() {
                 Some(last) if last.end() == block.offset => last.len += block.len,
-                _ => runs.push(*block),
+                _ => runs.push(block),
             }
         }
+        let place = |from: u64, to: u64| (from - span.offset) as usize..(to - span.offset) as usize;
         let mut read = 0;
         for run in runs {
-            buf[(run.offset - span.offset) as usize..][..run.len as usize].fill(0);
+            let mut at = run.offset;
             for e in data.iter().filter_map(|e| e.intersect(run)) {
-                let place = &mut buf[(e.offset - span.offset) as usize..][..e.len as usize];
-                self.file.read_exact_at(place, e.offset)?;
+                buf[place(at, e.offset)].fill(0);
+                self.file
+                    .read_exact_at(&mut buf[place(e.offset, e.end())], e.offset)?;
                 read += e.len;
+                at = e.end();
             }
+            buf[place(at, run.end())].fill(0);
         }
         Ok(read)
     }
@@ -366,5 +406,206 @@ fn block_sum(bytes: &[u8], block: Extent, data: &[Extent]) -> [u8; SUM_BYTES] {
             }
             nonzero(h.digest128())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farwrite_fs::{Stat, read_meta_with};
+    use std::collections::BTreeMap;
+    use std::convert::Infallible;
+
+    type Sums = BTreeMap<u64, Vec<u8>>;
+
+    /// What a comparison told: the runs of data with their bytes, and the groups whose checksums are others now.
+    #[derive(Debug, Default, PartialEq)]
+    struct Told {
+        data: Vec<(u64, Vec<u8>)>,
+        holes: Vec<Extent>,
+        sums: BTreeMap<u64, Option<Vec<u8>>>,
+        read: u64,
+    }
+
+    /// Bytes of which no two blocks are alike.
+    fn varied(len: u64) -> Vec<u8> {
+        (0..(len / 4) as u32)
+            .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect()
+    }
+
+    fn compare(file: &File, base: Option<&NodeRow>, sums: &Sums) -> Told {
+        let mut told = Told::default();
+        let comparison = Comparison {
+            file,
+            size: file.metadata().expect("stat").len(),
+            base,
+            extents: None,
+            groups: sums.keys().copied().collect(),
+        };
+        let read = comparison.run::<Infallible>(&mut |g| Ok(sums.get(&g).cloned()), &mut |v| {
+            match v {
+                Variant::Data(at, bytes) => told.data.push((at, bytes.to_vec())),
+                Variant::Hole(x) => told.holes.push(x),
+                Variant::Sums(group, new) => drop(told.sums.insert(group, new)),
+            }
+            Ok(())
+        });
+        told.read = read.expect("compares");
+        told
+    }
+
+    /// The file as it was sent, and the checksums of that.
+    fn sent(file: &File) -> (NodeRow, Sums) {
+        let stat = Stat::of(file).expect("stat");
+        let row = NodeRow {
+            meta: read_meta_with(&stat, Vec::new(), Vec::new()),
+            origin: stat.origin(0),
+            flags: NodeFlags::SUMS,
+            sum: [0; SUM_BYTES],
+        };
+        let sums = compare(file, None, &Sums::new()).sums.into_iter();
+        (row, sums.map(|(g, s)| (g, s.expect("data"))).collect())
+    }
+
+    #[test]
+    fn what_differs_is_told_wherever_it_is_and_everything_is_read_once() {
+        let bytes = varied(2 * GROUP_BYTES + 5 * SUM_BLOCK_BYTES + 100);
+        let len = bytes.len() as u64;
+        let edges = [
+            WINDOW_BYTES,
+            2 * WINDOW_BYTES,
+            GROUP_BYTES,
+            2 * GROUP_BYTES,
+            len,
+        ];
+        let mut places: Vec<Vec<u64>> = vec![vec![], vec![0], vec![0, len - 1]];
+        places.extend(edges.iter().map(|e| vec![e - 1]));
+        places.extend(edges[..4].iter().map(|e| vec![*e]));
+        // In two windows of one group, and in blocks beside each other over an edge.
+        places.push(vec![5, 3 * WINDOW_BYTES + SUM_BLOCK_BYTES]);
+        places.push(vec![
+            WINDOW_BYTES - 1,
+            WINDOW_BYTES,
+            GROUP_BYTES - 1,
+            GROUP_BYTES,
+        ]);
+        for at in places {
+            let file = tempfile::tempfile().expect("made");
+            file.write_all_at(&bytes, 0).expect("written");
+            let (row, sums) = sent(&file);
+            for &p in &at {
+                file.write_all_at(&[!bytes[p as usize]], p)
+                    .expect("written");
+            }
+            let told = compare(&file, Some(&row), &sums);
+            assert_eq!(told.read, len, "changed at {at:?}");
+            let mut now = bytes.clone();
+            for (offset, data) in &told.data {
+                now[*offset as usize..][..data.len()].copy_from_slice(data);
+            }
+            let mut file_now = vec![0; bytes.len()];
+            file.read_exact_at(&mut file_now, 0).expect("read");
+            assert!(
+                now == file_now,
+                "changed at {at:?}: what was told makes another file"
+            );
+            let blocks: BTreeSet<u64> = at.iter().map(|p| p / SUM_BLOCK_BYTES).collect();
+            let of = |b: &u64| SUM_BLOCK_BYTES.min(len - b * SUM_BLOCK_BYTES);
+            let expected: u64 = blocks.iter().map(of).sum();
+            let sent_bytes: usize = told.data.iter().map(|(_, d)| d.len()).sum();
+            assert_eq!(sent_bytes as u64, expected, "changed at {at:?}");
+            let mut known = sums.clone();
+            known.extend(told.sums.into_iter().map(|(g, s)| (g, s.expect("data"))));
+            assert_eq!(known, sent(&file).1, "changed at {at:?}: the checksums");
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_grown_or_was_cut_is_told_right() {
+        let bytes = varied(2 * GROUP_BYTES + WINDOW_BYTES);
+        let sizes = [
+            SMALL_BYTES + 1,
+            WINDOW_BYTES - 1,
+            WINDOW_BYTES,
+            WINDOW_BYTES + 1,
+            WINDOW_BYTES + SUM_BLOCK_BYTES,
+            GROUP_BYTES,
+            GROUP_BYTES + 1,
+            GROUP_BYTES + WINDOW_BYTES,
+            2 * GROUP_BYTES + WINDOW_BYTES,
+        ];
+        for (was, is) in sizes
+            .iter()
+            .flat_map(|a| sizes.iter().map(move |b| (*a, *b)))
+        {
+            let file = tempfile::tempfile().expect("made");
+            file.write_all_at(&bytes[..was as usize], 0)
+                .expect("written");
+            let (row, sums) = sent(&file);
+            file.set_len(is).expect("cut");
+            file.write_all_at(&bytes[..is as usize], 0)
+                .expect("written");
+            let told = compare(&file, Some(&row), &sums);
+            assert_eq!(told.read, is, "from {was} to {is}");
+            let mut now = bytes[..was.min(is) as usize].to_vec();
+            now.resize(is as usize, 0xa5);
+            for (offset, data) in &told.data {
+                now[*offset as usize..][..data.len()].copy_from_slice(data);
+            }
+            assert!(now == bytes[..is as usize], "from {was} to {is}");
+            let told_bytes: u64 = told.data.iter().map(|(_, d)| d.len() as u64).sum();
+            let grown = is.saturating_sub(was);
+            // A block that was cut is another one.
+            let cut = is.min(was) % SUM_BLOCK_BYTES;
+            assert!(
+                told_bytes <= grown + cut,
+                "from {was} to {is}: {told_bytes} bytes"
+            );
+            let mut known = sums;
+            for (group, new) in told.sums {
+                match new {
+                    Some(new) => drop(known.insert(group, new)),
+                    None => drop(known.remove(&group)),
+                }
+            }
+            assert_eq!(known, sent(&file).1, "from {was} to {is}: the checksums");
+        }
+    }
+
+    #[test]
+    fn holes_are_holes_whatever_was_read_before_them() {
+        // Blocks of the filesystem, half of ours; behind a group that is all data, and before data.
+        let bytes = varied(2 * GROUP_BYTES);
+        let holes = [
+            Extent::new(GROUP_BYTES, 4096),
+            Extent::new(GROUP_BYTES + 5 * SUM_BLOCK_BYTES + 4096, 4096),
+            Extent::new(2 * GROUP_BYTES - 4096, 4096),
+        ];
+        let file = tempfile::tempfile().expect("made");
+        file.write_all_at(&bytes, 0).expect("written");
+        let (row, sums) = sent(&file);
+        for h in holes {
+            farwrite_fs::punch_hole(&file, h.offset, h.len).expect("punched");
+        }
+        let told = compare(&file, Some(&row), &sums);
+        let mut now = bytes.clone();
+        for (offset, data) in &told.data {
+            now[*offset as usize..][..data.len()].copy_from_slice(data);
+        }
+        for h in &told.holes {
+            now[h.offset as usize..h.end() as usize].fill(0);
+        }
+        let mut file_now = vec![0; bytes.len()];
+        file.read_exact_at(&mut file_now, 0).expect("read");
+        assert!(now == file_now, "what was told makes another file");
+        assert_eq!(told.holes, holes);
+        let mut known = sums;
+        known.extend(told.sums.into_iter().map(|(g, s)| (g, s.expect("data"))));
+        assert_eq!(known, sent(&file).1, "the checksums");
+        // Nothing has changed since: nothing is told.
+        let (row, sums) = sent(&file);
+        let again = compare(&file, Some(&row), &sums);
+        assert_eq!((again.data, again.holes, again.sums), Default::default());
     }
 }
