@@ -75,7 +75,12 @@ pub fn start(daemon: Weak<Supervisor>) -> std::io::Result<()> {
             }
             // After news there may be more of them: what was told of may not have led to its end yet.
             let at_most = if news { LOOK_CALM } else { LOOK_IDLE };
-            news = feed.bell().wait(LOOK_CALM, at_most);
+            let heard = feed.bell().wait(LOOK_CALM, at_most);
+            if news && !heard {
+                // The work is over, for now: what it needed others may have.
+                farwrite_memory::give_back();
+            }
+            news = heard;
         }
     };
     std::thread::Builder::new()

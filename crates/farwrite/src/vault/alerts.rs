@@ -165,7 +165,12 @@ pub(super) fn start(daemon: Weak<VaultDaemon>, news: Arc<Bell>) -> std::io::Resu
             let at_least = LOOK.max(begin.elapsed() * LOOK_TIMES);
             // After news there may be more of them: what was told of may not have led to its end yet.
             let at_most = if rung { at_least } else { LOOK_CALM };
-            rung = news.wait(at_least, at_most);
+            let heard = news.wait(at_least, at_most);
+            if rung && !heard {
+                // The work is over, for now: what it needed others may have.
+                farwrite_memory::give_back();
+            }
+            rung = heard;
         }
     };
     std::thread::Builder::new()
