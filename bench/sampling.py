@@ -46,10 +46,14 @@ class Profile:
         self.log = open(Path(self.top.name) / "log", "w+")
         try:
             self.perf = subprocess.Popen(["perf", "record", "--all-cpus", "--event", "cpu-clock", "-g", "--freq", str(FREQUENCY), "--delay", "-1", "--control",
-                                          f"fifo:{control},{ack}", "--output", self.data], stdout=self.log, stderr=self.log, start_new_session=True)
+                                          f"fifo:{control},{ack}", "--no-buildid-cache", "--output", self.data], stdout=self.log, stderr=self.log, start_new_session=True)
         except FileNotFoundError:
             raise Failed("there is no perf: install linux-perf") from None
-        self.tell("enable")
+        try:
+            self.tell("enable")
+        except Failed:
+            self.perf.kill()
+            raise
         self.begin, self.seconds = time.monotonic(), None
         return self
 
@@ -73,7 +77,10 @@ class Profile:
                 self.stop()
         finally:
             self.perf.send_signal(signal.SIGINT)
-            self.perf.wait(60)
+            try:
+                self.perf.wait(60)
+            except subprocess.TimeoutExpired:
+                self.perf.kill()
             os.close(self.control)
             os.close(self.ack)
             self.log.close()
@@ -97,8 +104,9 @@ class Profile:
                 if who:
                     programs.setdefault(who, Counter())[what] += 1 / FREQUENCY
                 head = None
-        script.wait()
         self.top.cleanup()
+        if script.wait() != 0 or not programs:
+            raise Failed("perf script ended without samples")
         return programs
 
 
@@ -129,7 +137,7 @@ def kind(frames):
     if not frames:
         return "?"
     name, dso = frames[0]
-    if "[kernel" in dso or dso.endswith(".ko"):
+    if dso.startswith("[") and "vdso" not in dso and "unknown" not in dso or ".ko" in dso:
         names = [n for n, _ in frames]
         if any("page_fault" in n for n in names):
             return "kernel: fresh pages"
