@@ -44,6 +44,8 @@ pub enum Event {
     Durable(BatchSeq),
     /// Catalog and (if the vault keeps one) mirror show this batch.
     Mirrored(BatchSeq),
+    /// Nothing has come for a while, and what was cached to be quick is released.
+    Calm,
     /// Nothing more is accepted; the session is to be dropped and the source opened anew later.
     Failed {
         /// Why.

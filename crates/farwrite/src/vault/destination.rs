@@ -223,6 +223,8 @@ impl Progress {
                 self.forget_failure(&state);
             }
             Event::Failed { what, retry } => self.failed(what, retry),
+            // Who hears of news gives back what has become free.
+            Event::Calm => {}
         }
         self.news.ring();
     }

@@ -21,6 +21,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A catalog that was not closed properly is checked page by page up to this size; a larger one only where
@@ -113,9 +114,21 @@ pub struct Catalog {
     /// A damaged batch was applied: later ones may refer to what is missing.
     lenient: bool,
     set_aside: Option<PathBuf>,
+    _open: Open,
 }
 
 impl Catalog {
+    /// From now on this catalog caches no more than its share, which depends on how many are open.
+    pub fn fit_cache(&self) -> Result<(), CatalogError> {
+        share_cache(&self.conn).map_err(|e| self.fail(e))
+    }
+
+    /// Releases what is cached.
+    pub fn release_cache(&self) -> Result<(), CatalogError> {
+        let shrink = self.conn.execute_batch("PRAGMA shrink_memory");
+        shrink.map_err(|e| self.fail(e))
+    }
+
     /// Opens or creates the catalog at `path`. One that is damaged, of another version or not of this log (`last`
     /// is the log's last batch) is renamed to `catalog.db.damaged-N` and begun anew: [`Catalog::replay`] fills it.
     pub fn open(path: &Path, last: Option<&Commit>) -> Result<Self, CatalogError> {
@@ -194,6 +207,7 @@ impl Catalog {
             highest_node: NodeId(highest as u64),
             lenient,
             set_aside: None,
+            _open: Open::new(),
         })
     }
 
@@ -341,10 +355,42 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Beyond this the databases of a process give up pages that they have cached before they ask for more memory
-/// (<https://www.sqlite.org/pragma.html#pragma_soft_heap_limit>; one pool of pages for all of them needs
-/// `SQLITE_ENABLE_MEMORY_MANAGEMENT`, with which the bundled SQLite is built).
-const HEAP_BYTES: i64 = 256 << 20;
+/// What all catalogs that are open in a process cache together. (SQLite's own limit for that, `soft_heap_limit`, works with a global
+/// lock at each request for memory only, and is not built in.)
+const CACHE_ALL_BYTES: usize = 256 << 20;
+/// What one of them caches at the most, and at the least.
+const CACHE_BYTES: std::ops::RangeInclusive<usize> = 4 << 20..=64 << 20;
+
+/// Catalogs that are open in this process.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts a catalog for as long as it is there.
+struct Open;
+
+impl Open {
+    fn new() -> Open {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What each of so many catalogs may cache, in bytes.
+fn cache_share(open: usize) -> usize {
+    (CACHE_ALL_BYTES / open.max(1)).clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end())
+}
+
+/// Gives a catalog its share of what may be cached.
+fn share_cache(conn: &Connection) -> rusqlite::Result<()> {
+    let bytes = cache_share(OPEN.load(Ordering::Relaxed));
+    // Negative: in KiB (<https://www.sqlite.org/pragma.html#pragma_cache_size>).
+    conn.pragma_update(None, "cache_size", -((bytes / 1024) as i64))
+}
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
@@ -352,8 +398,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Otherwise a statement is planned anew whenever other values are bound to it, which was a quarter of all work here.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     farwrite_sql::write_ahead(&conn)?;
-    conn.pragma_update(None, "cache_size", -65536)?;
-    conn.pragma_update(None, "soft_heap_limit", HEAP_BYTES)?;
+    share_cache(&conn)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(conn)
 }
@@ -458,4 +503,61 @@ pub(crate) fn decode_meta(bytes: &[u8]) -> rusqlite::Result<Meta> {
     postcard::from_bytes(bytes).map_err(|e| {
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(e))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn catalogs_share_what_they_cache() {
+        let all = |open: usize| open * cache_share(open);
+        assert_eq!(cache_share(1), 64 << 20);
+        assert_eq!(cache_share(8), 32 << 20);
+        assert_eq!(cache_share(200), 4 << 20);
+        assert!((1..=64).all(|n| all(n) <= CACHE_ALL_BYTES));
+        let dir = tempfile::tempdir().unwrap();
+        let open = |n: usize| Catalog::open(&dir.path().join(n.to_string()), None).unwrap();
+        let cached = |c: &Catalog| {
+            c.conn
+                .pragma_query_value(None, "cache_size", |r| r.get::<_, i64>(0))
+                .unwrap()
+        };
+        let first = open(0);
+        let others: Vec<Catalog> = (1..32).map(open).collect();
+        first.fit_cache().unwrap();
+        // Other tests in this process may have some open, too.
+        assert!((-8 << 10..=-4 << 10).contains(&cached(&first)));
+        drop(others);
+        first.fit_cache().unwrap();
+        assert!(cached(&first) < -8 << 10, "{}", cached(&first));
+    }
+
+    /// Bytes that this process has read: proc_pid_io(5), `rchar`.
+    fn read_bytes() -> u64 {
+        let io = std::fs::read_to_string("/proc/self/io").unwrap();
+        let rchar = io.lines().find_map(|l| l.strip_prefix("rchar: "));
+        rchar.unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_cached_is_released_and_read_again_when_it_is_asked_for() {
+        const ROWS: u64 = 4000;
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&dir.path().join("catalog.db"), None).unwrap();
+        let fill = "CREATE TABLE filler(a); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000)
+                    INSERT INTO filler SELECT randomblob(1000) FROM n";
+        catalog.conn.execute_batch(fill).unwrap();
+        let ask = || {
+            let before = read_bytes();
+            let sum = "SELECT sum(length(hex(a))) FROM filler";
+            let sum = catalog.conn.query_row(sum, [], |r| r.get::<_, u64>(0));
+            assert_eq!(sum, Ok(2000 * ROWS));
+            read_bytes() - before
+        };
+        assert!(ask() < 1000 * ROWS / 4, "it is cached");
+        catalog.release_cache().unwrap();
+        assert!(ask() >= 1000 * ROWS, "it is not");
+        assert!(ask() < 1000 * ROWS / 4, "it is again");
+    }
 }

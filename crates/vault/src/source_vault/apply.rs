@@ -36,7 +36,7 @@ pub(super) struct Apply {
     mirror: Option<Mirror>,
     wants_mirror: bool,
     checkpointed: Instant,
-    /// The last batch with which the mirror was put on the disk.
+    /// The last batch after which this thread has rested.
     settled: Option<BatchSeq>,
     watch: Watch,
     vault: Vault,
@@ -134,7 +134,7 @@ impl Apply {
                         .timed_out();
                     if late && state.failed.is_none() {
                         drop(state);
-                        self.checkpoint(false)?;
+                        self.rest()?;
                         state = self.shared.state.lock();
                     }
                 }
@@ -300,6 +300,7 @@ impl Apply {
 
     fn checkpoint(&mut self, closing: bool) -> Result<(), ApplyError> {
         self.checkpointed = Instant::now();
+        self.catalog.fit_cache()?;
         let seq = self.catalog.applied().0;
         if let Some(mirror) = &self.mirror
             && (closing || self.catalog.mark(Mark::MirrorCheckpoint)? != seq)
@@ -311,7 +312,15 @@ impl Apply {
             }
             self.catalog.set_marks(&marks)?;
         }
+        Ok(())
+    }
+
+    /// Nothing has come for a while: the mirror is put on the disk, and memory is left to others.
+    fn rest(&mut self) -> Result<(), ApplyError> {
+        self.checkpoint(false)?;
         self.settled = Some(self.catalog.applied());
+        self.catalog.release_cache()?;
+        self.shared.emit(Event::Calm);
         Ok(())
     }
 

@@ -74,7 +74,7 @@ fn acked(told: &Receiver<Event>) -> BatchSeq {
     loop {
         match told.recv_timeout(PATIENCE / 2).unwrap() {
             Event::Durable(seq) => return seq,
-            Event::Mirrored(_) => {}
+            Event::Mirrored(_) | Event::Calm => {}
             failed => panic!("{failed:?}"),
         }
     }
