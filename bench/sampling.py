@@ -27,8 +27,8 @@ KINDS = [(re.compile(pattern), kind) for pattern, kind in [
 ]]
 # What functions of the kernel that do a system call are called besides its name.
 PREFIX = re.compile(r"^(?:__x64_sys_|__se_sys_|__do_sys_|ksys_|do_sys_|do_|vm_)")
-# The programs whose samples are Farwrite's, and that are built with the same libraries.
-OURS = ("/farwrite", "/sources")
+# Programs of ours that are no daemons, by the end of their file's name.
+OURS = {"/farwrite": "the command", "/sources": "the simulated sources"}
 # What Farwrite runs beside: sampled, but no part of it.
 JUDGE = re.compile(r"^perf")
 
@@ -124,9 +124,9 @@ def whose(names, head, frames):
         return None, None
     who = names.get(pid)
     if who is None:
-        ours = any(dso.endswith(OURS) for _, dso in frames)
+        ours = next((name for end, name in OURS.items() if any(dso.endswith(end) for _, dso in frames)), None)
         thread = any(n.startswith("ret_from_fork") for n in calls) and "do_syscall_64" not in calls
-        who = "farwrite" if ours else "the kernel's threads" if thread or pid == 0 else "others"
+        who = ours or ("the kernel's threads" if thread or pid == 0 else "others")
         if ours:
             names[pid] = who
     return who, (re.sub(r"[/:].*", "", command) if who == "the kernel's threads" else kind(frames))
@@ -149,7 +149,7 @@ def kind(frames):
     for pattern, what in KINDS:
         if pattern.search(name):
             return what
-    if dso.endswith(OURS):
+    if dso.endswith(tuple(OURS)):
         # Names of Rust have a path; what is linked in and has none is SQLite (the rest of C is above).
         return "Farwrite's own code" if "::" in name or name.startswith("<") or "[unknown]" in name else "SQLite"
     return "libc" if "libc" in dso or "vdso" in dso else "its own code"
