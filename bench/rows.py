@@ -133,8 +133,9 @@ def large(bench, size=4 * GIB):
     return top
 
 
-def limit(bench, samples):
-    """What a durable copy of 4 KiB on another machine costs at the least: a loopback round trip, an append and fdatasync."""
+def limit(bench, samples, pause):
+    """What a durable copy of 4 KiB on another machine costs at the least: a loopback round trip, an append and fdatasync; `pause` between
+    two, as between the files of the others."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -154,6 +155,7 @@ def limit(bench, samples):
             c.sendall(bytes(4096))
             c.recv(1)
             out.append(time.monotonic() - begin)
+            pause()
     return out
 
 
@@ -170,8 +172,12 @@ def latency(bench):
         c.start(source)
     payload = random.Random(2).randbytes(4096)
     chance = random.Random(3)
+
+    def rest():
+        time.sleep(pause * chance.uniform(0.02, 0.08))
+
     for turn in range(bench.runs * 3):
-        for v in limit(bench, 20):
+        for v in limit(bench, 20, rest):
             row.samples.setdefault("limit: append + fdatasync + round trip", []).append(v * 1000)
         for c, count in contestants:
             with bench.measured(f"{count} new files of 4 KiB, each as soon as the one before stands in the copy", c):
@@ -186,7 +192,7 @@ def latency(bench):
                         if time.monotonic() - begin > 60:
                             raise Failed(f"{c.name}: a file did not come")
                     row.samples.setdefault(c.name, []).append((time.monotonic() - begin) * 1000)
-                    time.sleep(pause * chance.uniform(0.02, 0.08))
+                    rest()
     for c, _ in contestants:
         c.settle()
         equal(c.source, c.copy())
