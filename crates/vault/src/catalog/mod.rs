@@ -355,7 +355,7 @@ pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// What all catalogs that are open in a process cache together. (SQLite's own limit for that, `soft_heap_limit`, works with a global
+/// What all catalogs that are open in a process cache together, unless they are so many that the least for each is more. (SQLite's own limit for that, `soft_heap_limit`, works with a global
 /// lock at each request for memory only, and is not built in.)
 const CACHE_ALL_BYTES: usize = 256 << 20;
 /// What one of them caches at the most, and at the least.
@@ -555,9 +555,11 @@ mod tests {
             assert_eq!(sum, Ok(2000 * ROWS));
             read_bytes() - before
         };
-        assert!(ask() < 1000 * ROWS / 4, "it is cached");
+        // Other tests in this process may read, too.
+        let is_cached = || (0..20).any(|_| ask() < 1000 * ROWS / 4);
+        assert!(is_cached());
         catalog.release_cache().unwrap();
         assert!(ask() >= 1000 * ROWS, "it is not");
-        assert!(ask() < 1000 * ROWS / 4, "it is again");
+        assert!(is_cached(), "it is again");
     }
 }

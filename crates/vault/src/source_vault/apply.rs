@@ -140,6 +140,8 @@ impl Apply {
                 }
             };
             let Some((end, last, ahead)) = due else {
+                // There is something to forget; afterwards this thread rests anew.
+                self.settled = None;
                 continue;
             };
             if ahead.is_some() {
@@ -249,13 +251,12 @@ impl Apply {
     }
 
     fn show(&mut self, shown: BatchSeq, delta: &Delta) -> Result<(), ApplyError> {
-        let Some(mirror) = &mut self.mirror else {
-            return Ok(());
-        };
-        mirror.apply(&self.catalog, shown, delta)?;
-        self.shared.state.lock().mirror = mirror.stats();
-        let seq = self.catalog.applied().0;
-        self.catalog.set_marks(&[(Mark::MirrorSeq, seq)])?;
+        if let Some(mirror) = &mut self.mirror {
+            mirror.apply(&self.catalog, shown, delta)?;
+            self.shared.state.lock().mirror = mirror.stats();
+            let seq = self.catalog.applied().0;
+            self.catalog.set_marks(&[(Mark::MirrorSeq, seq)])?;
+        }
         if self.checkpointed.elapsed() >= CHECKPOINT_EVERY {
             self.checkpoint(false)?;
         }
@@ -300,7 +301,6 @@ impl Apply {
 
     fn checkpoint(&mut self, closing: bool) -> Result<(), ApplyError> {
         self.checkpointed = Instant::now();
-        self.catalog.fit_cache()?;
         let seq = self.catalog.applied().0;
         if let Some(mirror) = &self.mirror
             && (closing || self.catalog.mark(Mark::MirrorCheckpoint)? != seq)
@@ -312,7 +312,7 @@ impl Apply {
             }
             self.catalog.set_marks(&marks)?;
         }
-        Ok(())
+        Ok(self.catalog.fit_cache()?)
     }
 
     /// Nothing has come for a while: the mirror is put on the disk, and memory is left to others.
