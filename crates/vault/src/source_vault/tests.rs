@@ -6,6 +6,7 @@ use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
 use crossbeam_channel::Receiver;
 use farwrite_core::op::Chain;
 use farwrite_core::{Epoch, NodeId, RecordKind, Timestamp, codec};
+use std::time::Instant;
 
 /// A source, and what it is told.
 struct Sender {
@@ -78,6 +79,23 @@ fn acked(told: &Receiver<Event>) -> BatchSeq {
             failed => panic!("{failed:?}"),
         }
     }
+}
+
+#[test]
+fn a_source_that_has_sent_nothing_for_a_while_rests() {
+    // It takes half a minute, which no clock of a test shortens.
+    const LONG: Duration = Duration::from_secs(120);
+    let dir = tempfile::tempdir().unwrap();
+    let vault = Vault::init(dir.path(), false, Timestamp::from_nanos(1)).unwrap();
+    let mut one = Sender::new(&vault, "one");
+    one.send(&[1000]);
+    assert_eq!(acked(&one.told), BatchSeq(1));
+    let begin = Instant::now();
+    while one.told.recv_timeout(LONG).unwrap() != Event::Calm {}
+    assert!(
+        begin.elapsed() > Duration::from_secs(20),
+        "sooner than that"
+    );
 }
 
 #[test]
