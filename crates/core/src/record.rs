@@ -271,10 +271,13 @@ impl Record {
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.header.encode());
         out.extend_from_slice(&self.payload);
-        out.resize(
-            out.len() + self.payload.len().next_multiple_of(8) - self.payload.len(),
-            0,
-        );
+        out.extend_from_slice(self.padding());
+    }
+
+    /// The zeros behind the payload.
+    pub fn padding(&self) -> &'static [u8] {
+        let len = self.payload.len();
+        &[0; 8][..len.next_multiple_of(8) - len]
     }
 
     /// Takes one whole record off the front of `bytes`; `None` if more bytes are needed. `bytes` is left as it

@@ -149,6 +149,36 @@ pub fn expect_reads(fd: impl AsFd, range: std::ops::Range<u64>) {
     }
 }
 
+/// Offsets of what two files share are multiples of this, at the least: no filesystem has smaller blocks that can (ioctl_ficlonerange(2)).
+pub const SHARED_UNIT_BYTES: u64 = 4096;
+/// Filesystems where files can share extents, by their magic numbers (statfs(2)): XFS, Btrfs, bcachefs.
+const SHARING: [u32; 3] = [0x5846_5342, 0x9123_683e, 0xca45_1a4e];
+
+/// Can files on the filesystem of this one share extents? Of an XFS that was made without that it says so, too; there
+/// [`share_range`] copies.
+pub fn shares_extents(fd: impl AsFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|s| SHARING.contains(&(s.f_type as u32)))
+}
+
+/// Makes a range of `to` have the bytes of a range of `from`, of the same length: the same blocks on the disk where the filesystem
+/// can (copy_file_range(2)), else a copy. Returns how many bytes it was; fewer than asked for if `from` ends before.
+pub fn share_range(
+    (from, mut offset): (impl AsFd, u64),
+    (to, mut to_offset): (impl AsFd, u64),
+    len: u64,
+) -> io::Result<u64> {
+    let end = offset + len;
+    while offset < end {
+        let (into, left) = (Some(&mut to_offset), (end - offset) as usize);
+        match rustix::fs::copy_file_range(&from, Some(&mut offset), &to, into, left) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(len - (end - offset))
+}
+
 /// Makes a range a hole without changing the size. `Unsupported` where the filesystem cannot.
 pub fn punch_hole(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

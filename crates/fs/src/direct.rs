@@ -146,27 +146,27 @@ impl DirectFile {
         let whole = total.saturating_sub(before) / ALIGN * ALIGN;
         let direct = self.direct.as_ref().filter(|_| self.is_direct());
         let Some(direct) = direct.filter(|_| whole >= DIRECT_LEAST_BYTES) else {
-            return write_to(&self.file, &pieces, offset);
+            return write_pieces_at(&self.file, &pieces, offset);
         };
         let (head, rest) = split(&pieces, before);
         let (middle, tail) = split(&rest, whole);
         let (begin, end) = (offset + before as u64, offset + (before + whole) as u64);
-        write_to(&self.file, &head, offset)?;
+        write_pieces_at(&self.file, &head, offset)?;
         let aligned =
             |p: &&[u8]| p.as_ptr().addr().is_multiple_of(ALIGN) && p.len().is_multiple_of(ALIGN);
         let wrote = match middle.iter().all(aligned) {
-            true => write_to(direct, &middle, begin),
-            false => write_to(direct, &[scratch.of(&middle, whole)], begin),
+            true => write_pieces_at(direct, &middle, begin),
+            false => write_pieces_at(direct, &[scratch.of(&middle, whole)], begin),
         };
         match wrote {
             // A disk with larger blocks, or a filesystem that cannot.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                 self.refused.store(true, Ordering::Relaxed);
-                write_to(&self.file, &middle, begin)?;
+                write_pieces_at(&self.file, &middle, begin)?;
             }
             other => other?,
         }
-        write_to(&self.file, &tail, end)
+        write_pieces_at(&self.file, &tail, end)
     }
 }
 
@@ -199,8 +199,10 @@ fn split<'p>(pieces: &[&'p [u8]], mut at: usize) -> (Vec<&'p [u8]>, Vec<&'p [u8]
     (front, back)
 }
 
-fn write_to(fd: impl AsFd, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|p| IoSlice::new(p)).collect();
+/// Writes pieces one behind the other, from `offset` on, without putting them together first.
+pub fn write_pieces_at(fd: impl AsFd, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    let some = pieces.iter().filter(|p| !p.is_empty());
+    let mut slices: Vec<IoSlice<'_>> = some.map(|p| IoSlice::new(p)).collect();
     let mut rest = &mut slices[..];
     while !rest.is_empty() {
         match rustix::io::pwritev(&fd, &rest[..rest.len().min(SLICES)], offset) {

@@ -19,12 +19,13 @@ pub use attrs::{
 };
 pub use cache::{HandleCache, raise_open_files};
 pub use data::{
-    Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole, read_start,
+    SHARED_UNIT_BYTES, Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole,
+    read_start, share_range, shares_extents,
 };
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use direct::{
     DIRECT_LEAST_BYTES, DirectFile, Scratch, is_cached, open_direct, overwrites_in_place,
-    read_direct,
+    read_direct, write_pieces_at,
 };
 pub use stat::Stat;
 pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};

@@ -149,3 +149,25 @@ fn holes_are_told_from_data() {
     }
     assert_eq!(front_to_back.next_from(1 << 20).unwrap(), None);
 }
+
+#[test]
+fn a_range_of_one_file_becomes_a_range_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..300_000u32).map(|i| (i * 7 + i / 256) as u8).collect();
+    std::fs::write(dir.path().join("from"), &bytes).unwrap();
+    std::fs::write(dir.path().join("to"), vec![1; 200_000]).unwrap();
+    let from = std::fs::File::open(dir.path().join("from")).unwrap();
+    let open = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("to"));
+    let to = open.unwrap();
+    let share = |at, to_at, len| farwrite_fs::share_range((&from, at), (&to, to_at), len).unwrap();
+    assert_eq!(share(4096, 8192, 100_000), 100_000);
+    // As far as there is something.
+    assert_eq!(share(299_000, 199_500, 4096), 1000);
+    assert_eq!(share(300_000, 0, 4096), 0);
+    let mut expected = vec![1; 200_500];
+    expected[8192..108_192].copy_from_slice(&bytes[4096..104_096]);
+    expected[199_500..].copy_from_slice(&bytes[299_000..]);
+    assert!(std::fs::read(dir.path().join("to")).unwrap() == expected);
+}

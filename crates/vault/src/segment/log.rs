@@ -18,6 +18,8 @@ pub const SEGMENT_BYTES: u64 = 256 << 20;
 pub const BATCH_OPS_BYTES_MAX: u64 = 512 << 20;
 /// Bytes gathered before they are written to the file.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Payloads of this size or more are not gathered, but written from where they are.
+const UNCOPIED_BYTES: usize = 64 << 10;
 /// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
 const ALIGN_FROM_BYTES: u32 = 64 << 10;
 const ALIGN: u64 = 4096;
@@ -237,21 +239,38 @@ impl LogWriter {
             self.end.offset += pad.header.total_bytes();
         }
         let place = self.end;
-        record.write_to(&mut self.buffer);
-        self.end.offset += h.total_bytes();
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.flush()?;
+        if record.payload.len() >= UNCOPIED_BYTES {
+            self.buffer.extend_from_slice(&h.encode());
+            self.end.offset += HEADER_BYTES as u64;
+            self.flush_with(&[&record.payload, record.padding()])?;
+        } else {
+            record.write_to(&mut self.buffer);
+            self.end.offset += h.total_bytes();
+            if self.buffer.len() >= BUFFER_BYTES {
+                self.flush()?;
+            }
         }
         Ok(place)
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
+        self.flush_with(&[])
+    }
+
+    /// Writes what has been gathered, and behind it what need not be.
+    fn flush_with(&mut self, more: &[&[u8]]) -> Result<(), LogError> {
         let at = self.end.offset - self.buffer.len() as u64;
         if let Some(file) = &self.file {
-            file.write_all_at(&self.buffer, at).map_err(|e| {
-                LogError::io("write", &segment_path(&self.dir, self.end.segment), e)
-            })?;
+            match more {
+                [] => file.write_all_at(&self.buffer, at),
+                _ => {
+                    let pieces = [&[&self.buffer[..]], more].concat();
+                    farwrite_fs::write_pieces_at(file, &pieces, at)
+                }
+            }
+            .map_err(|e| LogError::io("write", &segment_path(&self.dir, self.end.segment), e))?;
         }
+        self.end.offset += more.iter().map(|p| p.len() as u64).sum::<u64>();
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_BYTES);
         Ok(())
