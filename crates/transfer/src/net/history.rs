@@ -222,7 +222,7 @@ impl Task<'_> {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut out = Outgoing::new(Duration::ZERO);
         let (mut heard, mut pinged) = (Duration::ZERO, Duration::ZERO);
-        push(&mut out.bytes, &hello(software, Purpose::History));
+        push(out.end(), &hello(software, Purpose::History));
         loop {
             let now = start.elapsed();
             if now >= heard + DEAD_AFTER {
@@ -238,16 +238,16 @@ impl Task<'_> {
             }
             if self.up && now >= pinged + PING_EVERY {
                 pinged = now;
-                push(&mut out.bytes, &Message::Ping { id: 0 });
+                push(out.end(), &Message::Ping { id: 0 });
             }
             let ended = {
                 let mut state = self.shared.state.lock();
                 let requests = state.requests.split();
-                out.bytes.extend_from_slice(&requests);
+                out.end().extend_from_slice(&requests);
                 state.ended.clone()
             };
             if let Some(end) = ended {
-                push(&mut out.bytes, &Message::Bye);
+                push(out.end(), &Message::Bye);
                 say_bye(&mut writer, out).await;
                 return end;
             }

@@ -474,8 +474,8 @@ impl Task<'_> {
                 if let Err(e) = state.session.tick(now) {
                     return End::Error(e);
                 }
-                if out.bytes.is_empty() {
-                    state.session.poll_output(&mut out.bytes);
+                if out.is_empty() {
+                    poll_output(&mut state.session, &mut out);
                 }
                 bucket.set_rate(state.bytes_per_second, now);
                 (state.session.deadline(), state.replay.clone())
@@ -486,7 +486,7 @@ impl Task<'_> {
                 return End::Closed(why);
             }
             let allowed = bucket.available(now);
-            let writes = out.is_busy() && (allowed > 0 || out.bytes.is_empty());
+            let writes = out.is_busy() && (allowed > 0 || out.is_empty());
             if !writes {
                 out.moved(now);
             } else if now >= out.last_moved() + STALLED_AFTER {
@@ -640,7 +640,7 @@ impl Task<'_> {
                 return;
             }
             state.session.bye();
-            state.session.poll_output(&mut out.bytes);
+            poll_output(&mut state.session, &mut out);
         }
         let send = async {
             while out.is_busy() {
@@ -653,5 +653,11 @@ impl Task<'_> {
         };
         // A goodbye is a courtesy.
         let _ = timeout(GOODBYE_WITHIN, send).await;
+    }
+}
+
+fn poll_output(session: &mut SourceSession, out: &mut Outgoing) {
+    if let Some(payload) = session.poll_output(out.end()) {
+        out.push_shared(payload);
     }
 }

@@ -1,6 +1,6 @@
 //! Bytes on their way into a stream. Made for `select!`: dropping the future of [`Outgoing::progress`] loses nothing.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
@@ -13,11 +13,34 @@ const COPIED_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Outgoing {
     /// What is written next.
-    pub(super) bytes: BytesMut,
-    /// What is written after it; nothing if that is empty.
-    rest: VecDeque<BytesMut>,
+    bytes: BytesMut,
+    /// What is written after it.
+    rest: VecDeque<Chunk>,
     unflushed: bool,
     moved: Duration,
+}
+
+/// Bytes that are not copied.
+#[derive(Debug)]
+enum Chunk {
+    Own(BytesMut),
+    Shared(Bytes),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Chunk::Own(bytes) => bytes,
+            Chunk::Shared(bytes) => bytes,
+        }
+    }
+
+    fn advance(&mut self, n: usize) {
+        match self {
+            Chunk::Own(bytes) => bytes.advance(n),
+            Chunk::Shared(bytes) => bytes.advance(n),
+        }
+    }
 }
 
 impl Outgoing {
@@ -30,28 +53,53 @@ impl Outgoing {
         }
     }
 
+    /// Where little may be appended that is to be written after all that is there.
+    pub(super) fn end(&mut self) -> &mut BytesMut {
+        if self.rest.is_empty() {
+            return &mut self.bytes;
+        }
+        if let Some(Chunk::Shared(_)) = self.rest.back() {
+            self.rest.push_back(Chunk::Own(BytesMut::new()));
+        }
+        match self.rest.back_mut() {
+            Some(Chunk::Own(bytes)) => bytes,
+            _ => unreachable!("pushed above"),
+        }
+    }
+
     /// Adds what is to be written after all that is there. Much is not copied.
     pub(super) fn push(&mut self, bytes: BytesMut) {
-        if self.bytes.is_empty() {
-            self.bytes = bytes;
+        if bytes.is_empty() {
             return;
         }
-        let last = self.rest.back_mut().unwrap_or(&mut self.bytes);
-        match bytes.len() {
-            0 => {}
-            n if n < COPIED_BYTES => last.extend_from_slice(&bytes),
-            _ => self.rest.push_back(bytes),
+        if self.is_empty() {
+            self.bytes = bytes;
+        } else if bytes.len() < COPIED_BYTES {
+            self.end().extend_from_slice(&bytes);
+        } else {
+            self.rest.push_back(Chunk::Own(bytes));
         }
+    }
+
+    /// As [`Outgoing::push`], without a copy in any case.
+    pub(super) fn push_shared(&mut self, bytes: Bytes) {
+        self.rest.push_back(Chunk::Shared(bytes));
     }
 
     /// Bytes to be written.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len() + self.rest.iter().map(BytesMut::len).sum::<usize>()
+        let rest = self.rest.iter().map(|c| c.bytes().len());
+        self.bytes.len() + rest.sum::<usize>()
+    }
+
+    /// Is there nothing to be written?
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Is there anything to write or flush?
     pub(super) fn is_busy(&self) -> bool {
-        !self.bytes.is_empty() || self.unflushed
+        !self.is_empty() || self.unflushed
     }
 
     /// Writes up to `max` bytes, or flushes if all are written. Returns the bytes written.
@@ -60,21 +108,26 @@ impl Outgoing {
         stream: &mut W,
         max: usize,
     ) -> io::Result<usize> {
-        if self.bytes.is_empty() {
+        while self.rest.front().is_some_and(|c| c.bytes().is_empty()) {
+            self.rest.pop_front();
+        }
+        let next = match self.bytes.is_empty() {
+            true => self.rest.front().map_or(&[][..], Chunk::bytes),
+            false => &self.bytes,
+        };
+        if next.is_empty() {
             stream.flush().await?;
             self.unflushed = false;
             return Ok(0);
         }
-        let n = self.bytes.len().min(max);
-        let n = stream.write(&self.bytes[..n]).await?;
+        let n = stream.write(&next[..next.len().min(max)]).await?;
         if n == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        self.bytes.advance(n);
-        if self.bytes.is_empty()
-            && let Some(next) = self.rest.pop_front()
-        {
-            self.bytes = next;
+        if !self.bytes.is_empty() {
+            self.bytes.advance(n);
+        } else if let Some(chunk) = self.rest.front_mut() {
+            chunk.advance(n);
         }
         self.unflushed = true;
         Ok(n)
@@ -88,5 +141,54 @@ impl Outgoing {
     /// When the last progress was made.
     pub(super) fn last_moved(&self) -> Duration {
         self.moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that `out` writes, `max` bytes at once at most.
+    fn written(mut out: Outgoing, max: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        let run = async {
+            while out.is_busy() {
+                let before = out.len();
+                let n = out.progress(&mut all, max).await.unwrap();
+                assert!(n <= max && out.len() == before - n);
+            }
+        };
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(run);
+        all
+    }
+
+    #[test]
+    fn bytes_go_out_in_the_order_in_which_they_were_added() {
+        let large = |b: u8| vec![b; COPIED_BYTES + 1];
+        for max in [7, COPIED_BYTES, usize::MAX] {
+            let mut out = Outgoing::new(Duration::ZERO);
+            assert!(!out.is_busy());
+            let mut expected = Vec::new();
+            for i in 0..20u8 {
+                let bytes = match i % 3 {
+                    0 => large(i),
+                    _ => vec![i; 3],
+                };
+                expected.extend_from_slice(&bytes);
+                match i % 5 {
+                    0 | 1 => out.push(BytesMut::from(&bytes[..])),
+                    2 => out.end().extend_from_slice(&bytes),
+                    _ => out.push_shared(bytes.into()),
+                }
+                // Room that nobody uses, and nothing at all.
+                out.end();
+                out.push(BytesMut::new());
+            }
+            assert_eq!(out.len(), expected.len());
+            assert!(written(out, max) == expected, "{max}");
+        }
     }
 }

@@ -72,10 +72,7 @@ async fn exchange(dialed: Dialed, invite: &Invite, software: &str) -> Result<Pai
     let (mut stream, _) = dialed.split();
     let mut out = Outgoing::new(Duration::ZERO);
     let token = ByteBuf::from(invite.token.to_vec());
-    push(
-        &mut out.bytes,
-        &hello(software.into(), Purpose::Pair { token }),
-    );
+    push(out.end(), &hello(software.into(), Purpose::Pair { token }));
     while out.is_busy() {
         let sent = out.progress(&mut stream, OUTPUT_BYTES).await;
         sent.map_err(|e| lost(e.to_string()))?;

@@ -9,11 +9,14 @@ use crate::message::{
     Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_V2, Purpose, Refusal, RefusalCode,
     SOFTWARE_BYTES, TEXT_BYTES, Welcome, printable,
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use farwrite_core::record::{BadRecord, Record, RecordKind};
 use farwrite_core::{BatchSeq, Epoch, SourceName, codec, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
+
+/// Payloads of this size or more are not copied to be sent.
+const UNCOPIED_BYTES: usize = 64 << 10;
 
 /// What a [`SourceSession`] is made with.
 #[derive(Clone, Debug)]
@@ -495,20 +498,27 @@ impl SourceSession {
         }
     }
 
-    /// Moves what is to be sent to the end of `out`, until that has about [`OUTPUT_BYTES`] or there is no more.
-    pub fn poll_output(&mut self, out: &mut BytesMut) {
-        let Some(c) = &mut self.connection else {
-            return;
-        };
+    /// Moves what is to be sent to the end of `out`, until that has about [`OUTPUT_BYTES`] or there is no more. A large payload
+    /// is not copied, but returned: it is to be sent after `out`, and before anything else.
+    pub fn poll_output(&mut self, out: &mut BytesMut) -> Option<Bytes> {
+        let c = self.connection.as_mut()?;
         out.extend_from_slice(&c.control);
         c.control.clear();
-        while c.up && out.len() < OUTPUT_BYTES {
+        let mut large = None;
+        while c.up && out.len() < OUTPUT_BYTES && large.is_none() {
             let Some(batch) = self.retained.get(c.next.0) else {
                 break;
             };
             match batch.records.get(c.next.1) {
                 Some(record) => {
-                    append(out, record);
+                    if record.payload.len() < UNCOPIED_BYTES {
+                        append(out, record);
+                    } else {
+                        out.extend_from_slice(&record.header.encode());
+                        // Empty until now: comes first of all that is still to come.
+                        c.control.extend_from_slice(record.padding());
+                        large = Some(record.payload.clone());
+                    }
                     self.records_sent += 1;
                     c.next.1 += 1;
                 }
@@ -519,6 +529,7 @@ impl SourceSession {
                 c.next = (c.next.0 + 1, 0);
             }
         }
+        large
     }
 
     /// Looks at the time: says a ping when it is due. Call at [`SourceSession::deadline`].
@@ -624,6 +635,5 @@ pub(super) fn append(out: &mut BytesMut, record: &Record) {
     out.reserve(record.header.total_bytes() as usize);
     out.extend_from_slice(&record.header.encode());
     out.extend_from_slice(&record.payload);
-    let padding = record.payload.len().next_multiple_of(8) - record.payload.len();
-    out.extend_from_slice(&[0; 8][..padding]);
+    out.extend_from_slice(record.padding());
 }

@@ -38,11 +38,12 @@ fn output(s: &mut SourceSession) -> Vec<u8> {
     let mut out = BytesMut::new();
     let mut all = Vec::new();
     loop {
-        s.poll_output(&mut out);
+        let large = s.poll_output(&mut out);
         if out.is_empty() {
             return all;
         }
         all.extend(take(&mut out));
+        all.extend(large.into_iter().flatten());
     }
 }
 
@@ -221,6 +222,42 @@ fn the_window_is_never_exceeded_but_by_one_batch_alone() {
     s.begin();
     push_all(&mut s, &Maker::new().batch(30, 100_000));
     assert!(s.unacked_bytes() > WINDOW);
+}
+
+#[test]
+fn a_large_payload_is_not_copied_and_stays_in_its_place() {
+    let mut s = source();
+    s.connected(T0);
+    feed(&mut s, &welcome(None)).unwrap();
+    s.begin();
+    output(&mut s);
+    let mut maker = Maker::new();
+    // The large ones have padding behind them.
+    let records = [maker.batch(2, 10), maker.batch(2, 100_001)].concat();
+    push_all(&mut s, &records);
+    let (mut sent, mut shared) = (Vec::new(), 0);
+    loop {
+        let mut out = BytesMut::new();
+        let large = s.poll_output(&mut out);
+        if out.is_empty() && large.is_none() {
+            break;
+        }
+        sent.extend(take(&mut out));
+        if let Some(large) = large {
+            let same = |r: &&Record| r.payload.as_ptr() == large.as_ptr();
+            assert_eq!(records.iter().filter(same).count(), 1);
+            shared += 1;
+            sent.extend(&large[..]);
+            // A message that is said while the record's padding has not gone yet.
+            s.tick(PING_EVERY * shared).unwrap();
+        }
+    }
+    assert_eq!(shared, 2);
+    let (messages, rest): (Vec<_>, Vec<_>) = said(&sent)
+        .into_iter()
+        .partition(|r| r.header.kind == RecordKind::Message);
+    assert_eq!(rest, records);
+    assert_eq!(messages.len(), 2);
 }
 
 #[test]
