@@ -10,6 +10,11 @@ use farwrite_core::{BatchSeq, Commit, Op, limits};
 /// Room for so many operations is kept from one batch to the next.
 const OPS_KEPT: usize = 1 << 14;
 
+/// Much content that is added at once begins at a multiple of [`ALIGN`] in its block, as it does in the vault's log: where the vault's
+/// filesystem can, its mirror shares the log's blocks on the disk then.
+const ALIGNED_BYTES: usize = 256 << 10;
+const ALIGN: usize = 4096;
+
 /// Where records go. Blocks while the network does not take more.
 pub trait RecordSink {
     /// Sends one record; the records of a batch come in order and end with its `Commit`.
@@ -73,6 +78,9 @@ impl BatchWriter {
         mut f: impl FnMut(Piece),
     ) -> Result<(), SinkClosed> {
         self.data_bytes += data.len() as u64;
+        if data.len() >= ALIGNED_BYTES && !self.block.len().is_multiple_of(ALIGN) {
+            self.end_block()?;
+        }
         while !data.is_empty() {
             let room = limits::BLOCK_RAW_BYTES - self.block.len();
             let (now, later) = data.split_at(room.min(data.len()));
@@ -84,14 +92,18 @@ impl BatchWriter {
             self.block.extend_from_slice(now);
             data = later;
             if self.block.len() == limits::BLOCK_RAW_BYTES {
-                let raw =
-                    std::mem::replace(&mut self.block, Vec::with_capacity(limits::BLOCK_RAW_BYTES));
-                self.packer.put(self.seq, raw);
-                self.blocks += 1;
-                while let Some(record) = self.packer.ready() {
-                    self.send(record)?;
-                }
+                self.end_block()?;
             }
+        }
+        Ok(())
+    }
+
+    fn end_block(&mut self) -> Result<(), SinkClosed> {
+        let raw = std::mem::replace(&mut self.block, Vec::with_capacity(limits::BLOCK_RAW_BYTES));
+        self.packer.put(self.seq, raw);
+        self.blocks += 1;
+        while let Some(record) = self.packer.ready() {
+            self.send(record)?;
         }
         Ok(())
     }
@@ -250,5 +262,39 @@ mod tests {
                 .collect();
             assert!(sent == data, "batch {batch}");
         }
+    }
+
+    #[test]
+    fn much_at_once_begins_at_a_page_of_its_block() {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let mut writer = BatchWriter::new(Box::new(Kept(kept.clone())), BatchSeq(1), &[7; 32]);
+        let parts = [10, ALIGNED_BYTES, 30, ALIGNED_BYTES - 1, 50, 2 << 20];
+        let parts = parts.map(|len| (0..len).map(|i| (len + i) as u8).collect::<Vec<u8>>());
+        let mut all = Vec::new();
+        for part in &parts {
+            let mut pieces = Vec::new();
+            writer.put_data(part, |p| pieces.push(p)).unwrap();
+            if part.len() >= ALIGNED_BYTES {
+                let mut offsets = pieces.iter().map(|p| p.block_offset as usize);
+                assert!(offsets.all(|o| o.is_multiple_of(ALIGN)), "{pieces:?}");
+            }
+            all.extend(pieces);
+        }
+        // A block's end for each that had something odd before it, and no other.
+        let blocks = all.last().unwrap().block + 1;
+        assert_eq!(blocks, 1 + 1 + 2, "{all:?}");
+        let done = writer.finish::<SinkClosed>(unfinished(), |_| Ok(()));
+        assert_eq!(done.unwrap().blocks, 4);
+        let records = std::mem::take(&mut *kept.lock().unwrap());
+        let blocks: Vec<_> = records
+            .iter()
+            .take(4)
+            .map(|r| r.decode().unwrap())
+            .collect();
+        let sent = all.iter().flat_map(|p| {
+            let block = &blocks[p.block as usize];
+            &block[p.block_offset as usize..][..p.len as usize]
+        });
+        assert!(sent.copied().eq(parts.concat()));
     }
 }

@@ -10,7 +10,6 @@ use farwrite_core::{Extent, ExtentSet, Meta, Name, NodeId};
 use farwrite_fs::{Dir, OpenMode};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// Files that get a head start at the same time.
 const FILES: usize = 16;
@@ -34,17 +33,19 @@ struct Written {
     end: u64,
     /// Up to here it is on the disk, and not in memory any more.
     settled: u64,
+    /// Bytes since then that were not written, but are shared with the log.
+    shared: u64,
 }
 
 impl Written {
     /// Large files go to the disk piece by piece: neither does the end wait for all of them, nor do they fill the memory.
     fn settle(&mut self, name: &Name) -> Result<(), MirrorError> {
-        let len = self.end - self.settled;
+        let len = self.end - self.settled - self.shared;
         if len >= SETTLE_BYTES {
             let synced = self.file.sync_data();
             synced.map_err(|e| MirrorError::io("write", name, e))?;
             farwrite_fs::forget_cached(&self.file, self.settled, self.end);
-            self.settled = self.end;
+            (self.settled, self.shared) = (self.end, 0);
         }
         Ok(())
     }
@@ -115,6 +116,7 @@ impl Mirror {
             pieces: Vec::new(),
             end: 0,
             settled: 0,
+            shared: 0,
         })
     }
 
@@ -145,12 +147,11 @@ impl Mirror {
                 if part.offset != written.end || written.pieces.len() >= PIECES {
                     return Ok(false);
                 }
-                let Some(bytes) = self.piece(view, (&x, None), part, &name)? else {
+                let Some(piece) = self.piece(view, (&x, None), part, &name)? else {
                     return Ok(false);
                 };
-                let done = written.file.write_all_at(&bytes, part.offset);
-                done.map_err(|e| MirrorError::io("write", &name, e))?;
-                self.stats.bytes_written += part.len;
+                let done = self.put(&piece, &written.file, part.offset);
+                written.shared += done.map_err(|e| MirrorError::io("write", &name, e))?;
                 written.pieces.push(BlockExtent {
                     offset: part.offset,
                     len: part.len,

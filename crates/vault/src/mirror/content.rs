@@ -3,6 +3,7 @@
 use super::{Mirror, MirrorError};
 use crate::catalog::{Content, View};
 use crate::segment::{LogError, Place};
+use bytes::Bytes;
 use farwrite_core::history::BlockExtent;
 use farwrite_core::{Extent, ExtentSet, Meta, Name, NodeId};
 use farwrite_fs::{Dir, OpenMode, mode_to_create};
@@ -15,6 +16,17 @@ pub(super) const FIRST_EXTENTS: usize = 16;
 const EXTENTS: usize = 1024;
 /// Zeros written at once where a filesystem cannot punch holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Content of at least this size is shared with the log where the filesystem can: to share costs the filesystem a few changes of its
+/// own structures, whatever the length.
+const SHARED_LEAST_BYTES: u64 = 64 << 10;
+
+/// Some of a file's content.
+pub(super) struct Piece {
+    pub(super) bytes: Bytes,
+    /// Where they lie in the log, if they do so as they are.
+    stored: Option<Place>,
+}
 
 impl Mirror {
     /// Makes a regular file that is not there yet.
@@ -137,16 +149,45 @@ impl Mirror {
         file: &File,
         name: &Name,
     ) -> Result<Option<u64>, MirrorError> {
-        let Some(bytes) = self.piece(view, x, part, name)? else {
+        let Some(piece) = self.piece(view, x, part, name)? else {
             return Ok(None);
         };
-        let written = file.write_all_at(&bytes, part.offset);
+        let written = self.put(&piece, file, part.offset);
         written.map_err(|e| MirrorError::io("write", name, e))?;
-        self.stats.bytes_written += part.len;
         Ok(Some(part.end()))
     }
 
-    /// The bytes of a part of an extent, whose block is at this place if that is known; `None`, counted, if the log is damaged
+    /// Writes content to a file; returns how many bytes of it are shared with the log and not written.
+    pub(super) fn put(&mut self, piece: &Piece, file: &File, offset: u64) -> io::Result<u64> {
+        let shared = self.share(piece, file, offset);
+        file.write_all_at(&piece.bytes[shared as usize..], offset + shared)?;
+        self.stats.bytes_written += piece.bytes.len() as u64;
+        self.stats.bytes_shared += shared;
+        Ok(shared)
+    }
+
+    /// Shares the beginning of a piece with the log, if that can be; returns how much. Its bytes were checked a moment ago.
+    fn share(&mut self, piece: &Piece, file: &File, offset: u64) -> u64 {
+        const UNIT: u64 = farwrite_fs::SHARED_UNIT_BYTES;
+        let whole = piece.bytes.len() as u64 / UNIT * UNIT;
+        let Some(from) = piece.stored else {
+            return 0;
+        };
+        let aligned = from.offset.is_multiple_of(UNIT) && offset.is_multiple_of(UNIT);
+        if !self.shares || !aligned || whole < SHARED_LEAST_BYTES {
+            return 0;
+        }
+        // What was shared before an error is written over.
+        self.blocks
+            .share(from, (file, offset), whole)
+            .unwrap_or_else(|e| {
+                tracing::debug!("mirror: not shared with the log: {e}");
+                self.shares = false;
+                0
+            })
+    }
+
+    /// The content of a part of an extent, whose block is at this place if that is known; `None`, counted, if the log is damaged
     /// there.
     pub(super) fn piece(
         &mut self,
@@ -154,7 +195,7 @@ impl Mirror {
         (x, place): (&BlockExtent, Option<Place>),
         part: Extent,
         name: &Name,
-    ) -> Result<Option<bytes::Bytes>, MirrorError> {
+    ) -> Result<Option<Piece>, MirrorError> {
         let start = x.block_offset as usize + (part.offset - x.offset) as usize;
         let range = start..start + part.len as usize;
         let place = match place {
@@ -162,7 +203,7 @@ impl Mirror {
             None => view.block(x.block)?.map(|(place, _)| place),
         };
         let read = match place {
-            Some(place) => self.blocks.read(place),
+            Some(place) => self.blocks.read_with_place(place),
             None => Err(LogError::Damaged {
                 segment: 0,
                 offset: 0,
@@ -171,7 +212,13 @@ impl Mirror {
             }),
         };
         match read {
-            Ok(bytes) if range.end <= bytes.len() => Ok(Some(bytes.slice(range))),
+            Ok((bytes, stored)) if range.end <= bytes.len() => Ok(Some(Piece {
+                stored: stored.map(|from| Place {
+                    offset: from.offset + range.start as u64,
+                    ..from
+                }),
+                bytes: bytes.slice(range),
+            })),
             Err(e) if e.is_io() => Err(e.into()),
             other => {
                 let why = other

@@ -31,6 +31,8 @@ pub struct MirrorStats {
     pub removed: u64,
     /// Bytes of content written.
     pub bytes_written: u64,
+    /// Those of them that the filesystem was asked to share with the log.
+    pub bytes_shared: u64,
     /// Entries found that no source ever had, and removed.
     pub foreign_removed: u64,
     /// Entries found other than they should be, and made anew.
@@ -105,6 +107,8 @@ pub struct Mirror {
     hold: Dir,
     path: PathBuf,
     may_own: bool,
+    /// Can its files share extents with the log?
+    shares: bool,
     blocks: BlockReader,
     ahead: ahead::Ahead,
     dirs: HandleCache<NodeId, Arc<Dir>>,
@@ -137,9 +141,11 @@ impl Mirror {
             let path = source_dir.join(name);
             let _ = rustix::fs::lremovexattr(path, "system.posix_acl_default");
         }
+        let hold = open("hold")?;
         let mirror = Mirror {
             root: Arc::new(open("mirror")?),
-            hold: open("hold")?,
+            shares: farwrite_fs::shares_extents(&hold),
+            hold,
             path: source_dir.join("mirror"),
             may_own: rustix::process::geteuid().is_root(),
             blocks: BlockReader::new(&source_dir.join("log")),

@@ -259,10 +259,10 @@ impl Mirror {
         let mut pieces = Vec::with_capacity(extents.len());
         for (x, place) in extents {
             if let Some(part) = whole.intersect(Extent::new(x.offset, x.len))
-                && let Some(bytes) = self.piece(view, (&x, place), part, name)?
+                && let Some(piece) = self.piece(view, (&x, place), part, name)?
             {
                 self.stats.bytes_written += part.len;
-                pieces.push((part.offset, bytes));
+                pieces.push((part.offset, piece.bytes));
             }
         }
         let file = NewFile {

@@ -3,7 +3,7 @@
 
 use super::{LogError, Place, PrunedList, pruned_path, segment_path};
 use bytes::Bytes;
-use farwrite_core::record::HEADER_BYTES;
+use farwrite_core::record::{Codec, HEADER_BYTES};
 use farwrite_core::{Record, RecordHeader, RecordKind};
 use lru::LruCache;
 use std::fs::File;
@@ -217,10 +217,18 @@ fn damaged(place: Place, what: String, header: Option<RecordHeader>) -> LogError
     }
 }
 
+/// A block's raw bytes.
+#[derive(Clone)]
+struct Decoded {
+    bytes: Bytes,
+    /// Do they lie in the log as they are?
+    raw: bool,
+}
+
 /// [`SegmentFiles`] with a cache of decoded blocks.
 pub struct BlockReader {
     files: SegmentFiles,
-    cache: LruCache<Place, Bytes>,
+    cache: LruCache<Place, Decoded>,
     cached_bytes: usize,
 }
 
@@ -242,21 +250,48 @@ impl BlockReader {
 
     /// A block's raw bytes.
     pub fn read(&mut self, place: Place) -> Result<Bytes, LogError> {
-        if let Some(bytes) = self.cache.get(&place) {
-            return Ok(bytes.clone());
+        self.decoded(place).map(|block| block.bytes)
+    }
+
+    /// A block's raw bytes, and where in the log they begin if they lie there as they are (not compressed, say).
+    pub fn read_with_place(&mut self, place: Place) -> Result<(Bytes, Option<Place>), LogError> {
+        let block = self.decoded(place)?;
+        let payload = Place {
+            offset: place.offset + HEADER_BYTES as u64,
+            ..place
+        };
+        Ok((block.bytes, block.raw.then_some(payload)))
+    }
+
+    /// See [`farwrite_fs::share_range`].
+    pub fn share(
+        &mut self,
+        from: Place,
+        (to, offset): (&File, u64),
+        len: u64,
+    ) -> std::io::Result<u64> {
+        let segment = self.files.file(from.segment)?;
+        farwrite_fs::share_range((segment, from.offset), (to, offset), len)
+    }
+
+    fn decoded(&mut self, place: Place) -> Result<Decoded, LogError> {
+        if let Some(block) = self.cache.get(&place) {
+            return Ok(block.clone());
         }
         let record = self.files.read_block(place)?;
         let bytes = record
             .decode()
             .map_err(|e| damaged(place, e.to_string(), Some(record.header)))?;
-        self.cached_bytes += bytes.len();
-        self.cache.put(place, bytes.clone());
+        let raw = record.header.codec == Codec::Raw;
+        let block = Decoded { bytes, raw };
+        self.cached_bytes += block.bytes.len();
+        self.cache.put(place, block.clone());
         while self.cached_bytes > CACHE_BYTES {
             match self.cache.pop_lru() {
-                Some((_, b)) => self.cached_bytes -= b.len(),
+                Some((_, b)) => self.cached_bytes -= b.bytes.len(),
                 None => break,
             }
         }
-        Ok(bytes)
+        Ok(block)
     }
 }

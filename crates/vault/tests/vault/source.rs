@@ -673,34 +673,6 @@ fn a_large_file_is_restored_byte_for_byte_and_only_where_its_content_is_whole() 
     assert_eq!(std::fs::read_dir(damaged.path()).unwrap().count(), 0);
 }
 
-/// An ext4 of 24 MiB in a file, for root.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> SmallDisk {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let image = dir.path().join("image");
-        let file = std::fs::File::create(&image).unwrap();
-        file.set_len(24 << 20).unwrap();
-        std::fs::create_dir(dir.path().join("at")).unwrap();
-        let run = |program: &str, args: &[&str]| {
-            let mut command = std::process::Command::new(program);
-            let command = command.args(args).arg(&image).current_dir(dir.path());
-            let at = (program == "mount").then_some("at");
-            command.args(at).status().is_ok_and(|s| s.success())
-        };
-        assert!(run("/sbin/mkfs.ext4", &["-q", "-F"]) && run("mount", &["-o", "loop"]));
-        SmallDisk(dir)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let mut umount = std::process::Command::new("umount");
-        let _ = umount.arg(self.0.path().join("at")).status();
-    }
-}
-
 /// A disk that is full while a large file is written ends the restore, and nothing half stands under any name.
 #[test]
 fn a_large_file_that_does_not_fit_ends_the_restore() {
@@ -716,10 +688,10 @@ fn a_large_file_that_does_not_fit_ends_the_restore() {
     ops.extend((0..count).map(|i| write(node, u64::from(i * mib), i, 0, mib)));
     let blocks: Vec<Vec<u8>> = (0..count).map(|i| vec![i as u8; mib as usize]).collect();
     site.write(&[maker.batch(&ops, &blocks)]);
-    let disk = SmallDisk::mount();
+    let disk = Disk::mount(&["/sbin/mkfs.ext4", "-q", "-F"], 24 << 20);
     let history = History::open(&site.source()).unwrap();
     let ask = |r: Request| Ok(history.answer(&r));
-    let to = disk.0.path().join("at/restored");
+    let to = disk.at().join("restored");
     let restore = Restore {
         ask: &ask,
         paths: vec![BytePath::root()],

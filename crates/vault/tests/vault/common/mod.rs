@@ -7,6 +7,7 @@ use farwrite_core::{
     BatchSeq, Commit, Epoch, Kind, Meta, Name, NodeId, Op, Origin, Record, RecordKind, Timestamp,
     codec,
 };
+use std::path::PathBuf;
 
 /// A source in a test: knows where its log stands.
 pub struct Maker {
@@ -135,5 +136,39 @@ impl Rng {
 
     pub fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| self.next(256) as u8).collect()
+    }
+}
+
+/// A filesystem in a file, for root.
+pub struct Disk(tempfile::TempDir);
+
+impl Disk {
+    pub fn mount(mkfs: &[&str], bytes: u64) -> Disk {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(bytes).unwrap();
+        let disk = Disk(dir);
+        std::fs::create_dir(disk.at()).unwrap();
+        let run = |program: &str, args: &[&str], at: Option<PathBuf>| {
+            let mut command = std::process::Command::new(program);
+            let command = command.args(args).arg(&image).args(at);
+            assert!(command.status().unwrap().success(), "{program}");
+        };
+        run(mkfs[0], &mkfs[1..], None);
+        run("mount", &["-o", "loop"], Some(disk.at()));
+        disk
+    }
+
+    /// Its root directory.
+    pub fn at(&self) -> PathBuf {
+        self.0.path().join("at")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut umount = std::process::Command::new("umount");
+        let _ = umount.arg(self.at()).status();
     }
 }
