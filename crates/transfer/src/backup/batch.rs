@@ -79,6 +79,8 @@ impl BatchWriter {
     ) -> Result<(), SinkClosed> {
         self.data_bytes += data.len() as u64;
         if data.len() >= ALIGNED_BYTES && !self.block.len().is_multiple_of(ALIGN) {
+            // It keeps no room that it will not use: until it is acked it stays in memory.
+            self.block.shrink_to_fit();
             self.end_block()?;
         }
         while !data.is_empty() {

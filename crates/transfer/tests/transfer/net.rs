@@ -99,20 +99,26 @@ fn send_all(link: &SourceLink, batches: &[Vec<Record>]) {
 
 #[test]
 fn connections_that_break_lose_and_repeat_nothing() {
+    let cuts = [10, 150, 700, 5_000, 20_001, 33_333];
+    broken(cuts.to_vec(), 3_000);
+    // Within the first large payload, in its padding, and behind.
+    broken(vec![5_000, 70_100, 70_200, 140_300, 200_001], 70_001);
+}
+
+fn broken(cuts: Vec<usize>, bytes: usize) {
     let rt = Runtime::new().unwrap();
     let vault = Arc::new(FakeVault::default());
     let service = service(&vault);
-    let cuts = vec![10, 150, 700, 5_000, 20_001, 33_333];
     let (link, events) = link(&rt, memory(&rt, service.clone(), cuts));
     wait_up(&events);
     link.begin();
     let mut maker = Maker::new();
-    let batches: Vec<_> = (0..40).map(|_| maker.batch(2, 3_000)).collect();
+    let batches: Vec<_> = (0..40).map(|_| maker.batch(2, bytes)).collect();
     send_all(&link, &batches);
     wait_for("the last ack", || {
         (link.stats().acked == Some(BatchSeq(40))).then_some(())
     });
-    assert_eq!(vault.log("web").lock().batches, batches);
+    assert!(vault.log("web").lock().batches == batches);
     let stats = link.stats();
     assert!(stats.reconnects >= 3, "{stats:?}");
     assert_eq!(stats.unacked_bytes, 0);

@@ -87,34 +87,45 @@ fn feed(s: &mut SourceSession, bytes: &[u8]) -> Result<Vec<SourceEvent>, SourceE
 
 #[test]
 fn after_a_loss_at_any_record_all_unacked_batches_go_out_again_whole() {
-    let mut maker = Maker::new();
-    let batches: Vec<_> = (0..3).map(|_| maker.batch(2, 100)).collect();
-    let all: Vec<Record> = batches.concat();
-    for acked in 0..3u64 {
-        for cut in (acked as usize * 4)..=all.len() {
-            let mut s = source();
-            s.connected(T0);
-            feed(&mut s, &welcome(None)).unwrap();
-            s.begin();
-            push_all(&mut s, &all[..cut]);
-            assert_eq!(batch_records(&output(&mut s)), all[..cut]);
-            if acked > 0 {
-                let events = feed(&mut s, &ack(acked)).unwrap();
-                assert_eq!(events, [SourceEvent::Ack(BatchSeq(acked))]);
+    // Large payloads go their own way, and have padding behind them.
+    for (bytes, half_sent) in [(100, false), (70_001, false), (70_001, true)] {
+        let mut maker = Maker::new();
+        let batches: Vec<_> = (0..3).map(|_| maker.batch(2, bytes)).collect();
+        let all: Vec<Record> = batches.concat();
+        for acked in 0..3u64 {
+            for cut in (acked as usize * 4)..=all.len() {
+                let mut s = source();
+                s.connected(T0);
+                feed(&mut s, &welcome(None)).unwrap();
+                s.begin();
+                push_all(&mut s, &all[..cut]);
+                if half_sent && acked == 0 {
+                    let large = s.poll_output(&mut BytesMut::new());
+                    assert_eq!(large.is_some(), cut > 0);
+                } else {
+                    assert_eq!(batch_records(&output(&mut s)), all[..cut]);
+                }
+                if acked > 0 {
+                    let events = feed(&mut s, &ack(acked)).unwrap();
+                    assert_eq!(events, [SourceEvent::Ack(BatchSeq(acked))]);
+                }
+                s.disconnected();
+                assert!(output(&mut s).is_empty());
+                push_all(&mut s, &all[cut..]);
+                s.connected(T0);
+                let chain = |seq: u64| {
+                    let commit = codec::decode_commit(&all[seq as usize * 4 - 1]).unwrap();
+                    (commit.seq, commit.chain)
+                };
+                let last = (acked > 0).then(|| chain(acked));
+                feed(&mut s, &welcome(last)).unwrap();
+                let again = batch_records(&output(&mut s));
+                assert!(
+                    again == all[acked as usize * 4..],
+                    "acked {acked}, cut {cut}"
+                );
+                assert_eq!(s.unacked_bytes(), wire(&again).len() as u64);
             }
-            s.disconnected();
-            assert!(output(&mut s).is_empty());
-            push_all(&mut s, &all[cut..]);
-            s.connected(T0);
-            let chain = |seq: u64| {
-                let commit = codec::decode_commit(&all[seq as usize * 4 - 1]).unwrap();
-                (commit.seq, commit.chain)
-            };
-            let last = (acked > 0).then(|| chain(acked));
-            feed(&mut s, &welcome(last)).unwrap();
-            let again = batch_records(&output(&mut s));
-            assert_eq!(again, all[acked as usize * 4..], "acked {acked}, cut {cut}");
-            assert_eq!(s.unacked_bytes(), wire(&again).len() as u64);
         }
     }
 }
