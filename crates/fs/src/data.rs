@@ -1,7 +1,7 @@
 //! Where a file has data and where it has holes.
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::io;
 use std::num::NonZeroU64;
@@ -149,15 +149,21 @@ pub fn expect_reads(fd: impl AsFd, range: std::ops::Range<u64>) {
     }
 }
 
-/// Offsets of what two files share are multiples of this, at the least: no filesystem has smaller blocks that can (ioctl_ficlonerange(2)).
+/// Offsets of what two files share are multiples of this (ioctl_ficlonerange(2)).
 pub const SHARED_UNIT_BYTES: u64 = 4096;
-/// Filesystems where files can share extents, by their magic numbers (statfs(2)): XFS, Btrfs, bcachefs.
-const SHARING: [u32; 3] = [0x5846_5342, 0x9123_683e, 0xca45_1a4e];
 
-/// Can files on the filesystem of this one share extents? Of an XFS that was made without that it says so, too; there
-/// [`share_range`] copies.
-pub fn shares_extents(fd: impl AsFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|s| SHARING.contains(&(s.f_type as u32)))
+/// Can files in this directory share extents, at multiples of [`SHARED_UNIT_BYTES`]? `None` if no file can be made there. Two are,
+/// without a name (open(2), `O_TMPFILE`): nobody sees them come and go.
+pub fn shares_extents(dir: impl AsFd) -> Option<bool> {
+    let unnamed = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR).ok()
+    };
+    let (from, to) = (unnamed()?, unnamed()?);
+    let unit = rustix::fs::fstatvfs(&from).ok()?.f_frsize;
+    // Of an empty file it might say yes and do nothing.
+    rustix::io::pwrite(&from, &[1; SHARED_UNIT_BYTES as usize], 0).ok()?;
+    Some(unit <= SHARED_UNIT_BYTES && rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
 /// Makes a range of `to` have the bytes of a range of `from`, of the same length: the same blocks on the disk where the filesystem

@@ -137,7 +137,10 @@ fn filesystem(dir: &Path) -> String {
             format!("no {what}")
         }
     };
-    let reflink = match reflinks(dir) {
+    let reflink = match fs::File::open(dir)
+        .ok()
+        .and_then(farwrite_fs::shares_extents)
+    {
         Some(b) => yes(b, "reflinks"),
         None => "reflinks not tried (not writable)".into(),
     };
@@ -146,25 +149,6 @@ fn filesystem(dir: &Path) -> String {
         yes(has("user.farwrite"), "xattrs"),
         yes(has("system.posix_acl_access"), "ACLs")
     )
-}
-
-/// Can files share extents? `None` if no file can be made there. The file has no name: nobody sees it come and go.
-fn reflinks(dir: &Path) -> Option<bool> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let unnamed = || {
-        let flags = rustix::fs::OFlags::TMPFILE.bits() as i32;
-        fs::File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .mode(0o600)
-            .open(dir)
-            .ok()
-    };
-    let (mut from, to) = (unnamed()?, unnamed()?);
-    from.write_all(&[1; 4096]).ok()?;
-    Some(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
 /// A line of `/proc/self/mountinfo` (proc(5)).

@@ -177,14 +177,12 @@ impl Mirror {
         if !self.shares || !aligned || whole < SHARED_LEAST_BYTES {
             return 0;
         }
-        // What was shared before an error is written over.
-        self.blocks
-            .share(from, (file, offset), whole)
-            .unwrap_or_else(|e| {
-                tracing::debug!("mirror: not shared with the log: {e}");
-                self.shares = false;
-                0
-            })
+        // What was shared before an error is written over. Of a full disk the write tells.
+        let shared = self.blocks.share(from, (file, offset), whole);
+        shared.unwrap_or_else(|e| {
+            tracing::debug!("mirror: not shared with the log: {e}");
+            0
+        })
     }
 
     /// The content of a part of an extent, whose block is at this place if that is known; `None`, counted, if the log is damaged

@@ -144,7 +144,7 @@ impl Mirror {
         let hold = open("hold")?;
         let mirror = Mirror {
             root: Arc::new(open("mirror")?),
-            shares: farwrite_fs::shares_extents(&hold),
+            shares: farwrite_fs::shares_extents(&hold).unwrap_or(false),
             hold,
             path: source_dir.join("mirror"),
             may_own: rustix::process::geteuid().is_root(),

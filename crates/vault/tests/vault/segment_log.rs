@@ -536,7 +536,10 @@ fn large_raw_payloads_are_aligned_and_an_aborted_batch_is_gone() {
     let (mut log, _) = open(dir.path(), 0, u64::MAX);
     let mut maker = Maker::new();
     let mut rng = Rng(3);
-    let blocks: Vec<Vec<u8>> = (0..5).map(|i| rng.bytes(64 * 1024 + i * 8)).collect();
+    // A small batch that is not in the file yet when a large one is given up.
+    let small = maker.batch(&[], &[vec![1; 100]]);
+    small.iter().for_each(|r| append(&mut log, r));
+    let blocks: Vec<Vec<u8>> = (0..5).map(|i| rng.bytes(64 * 1024 + i * 7)).collect();
     let records = maker.batch(&[], &blocks);
     for r in &records[..3] {
         log.append(r).unwrap();
@@ -548,7 +551,12 @@ fn large_raw_payloads_are_aligned_and_an_aborted_batch_is_gone() {
         "{places:?}"
     );
     log.sync().unwrap();
-    let b = &read_all(dir.path(), log.committed_end())[0];
+    let read = read_all(dir.path(), log.committed_end());
+    assert_eq!(read.len(), 2);
+    let place = read[0].blocks[0].place;
+    let first = BlockReader::new(dir.path()).read(place).unwrap();
+    assert_eq!(first, vec![1; 100]);
+    let b = &read[1];
     for (i, p) in b.blocks.iter().enumerate() {
         assert_eq!(
             BlockReader::new(dir.path()).read(p.place).unwrap(),
