@@ -454,6 +454,7 @@ impl Worker {
         unit.set_writeback(Box::new(|file, extent| {
             farwrite_capture::start_writeback(file.as_fd(), extent)
         }));
+        unit.set_helped(!self.setup.setting.gives_way());
         let queue = self.setup.queue.clone();
         unit.set_told(Arc::new(move || queue.told()));
         // What was on its way when an earlier process died is in the journal, if that process took its messages from

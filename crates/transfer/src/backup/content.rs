@@ -1,15 +1,18 @@
 //! Finds the variant part of a file: compares what is there, block by block, with the checksums of what was
 //! sent, and reads no more than it is told to when the sensor knew the extents.
 
+use super::in_order::InOrder;
 use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
 use farwrite_core::limits::SUM_BLOCK_BYTES;
 use farwrite_core::{Extent, ExtentSet};
 use farwrite_fs::{Segments, expect_reads, read_start};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 /// Blocks in one group of checksums.
@@ -18,6 +21,8 @@ pub const GROUP_BLOCKS: u64 = 256;
 pub const GROUP_BYTES: u64 = GROUP_BLOCKS * SUM_BLOCK_BYTES;
 /// Bytes that are read and summed before the next are read, while there is no difference: they stay in the processor's cache.
 const WINDOW_BYTES: u64 = 128 << 10;
+/// Groups that are looked at ahead.
+const GROUPS_AHEAD: usize = 8;
 /// Files up to this size are sent whole and have one checksum.
 pub const SMALL_BYTES: u64 = 64 << 10;
 /// Bytes of one checksum.
@@ -130,6 +135,80 @@ pub struct Comparison<'a> {
     pub extents: Option<&'a ExtentSet>,
     /// Groups of the base that have checksums.
     pub groups: BTreeSet<u64>,
+    /// May more than one processor be used?
+    pub helped: bool,
+}
+
+/// What a comparison comes to next.
+enum Step {
+    /// A group that is nothing but a hole, and whether the base has checksums of it.
+    Hole(u64, Extent, bool),
+    Group(Group),
+}
+
+struct Group {
+    number: u64,
+    span: Extent,
+    /// The runs of data in it.
+    data: Vec<Extent>,
+    /// Checksums of the base.
+    old: Option<Vec<u8>>,
+    /// A helper finds out how much of it is the same.
+    helped: bool,
+}
+
+/// The next group that is to be looked at, and where the holes are.
+struct Walk<'c> {
+    group: u64,
+    segments: Segments<&'c File>,
+}
+
+/// What was found of a group: how many bytes from its start are the same, and what was read behind those.
+struct Looked {
+    same: u64,
+    differs: Vec<u8>,
+}
+
+/// Other threads compare groups ahead of the one that tells the differences, for as long as there are none.
+struct Helpers {
+    file: Arc<File>,
+    work: InOrder<io::Result<Looked>>,
+    /// So many groups are not given to them.
+    pause: usize,
+}
+
+thread_local! {
+    static WINDOW: RefCell<Vec<u8>> = RefCell::new(vec![0; WINDOW_BYTES as usize]);
+}
+
+impl Helpers {
+    fn give(&mut self, group: &mut Group) {
+        let Some(old) = group.old.clone() else {
+            return;
+        };
+        if self.pause > 0 {
+            self.pause -= 1;
+            return;
+        }
+        let (file, span) = (self.file.clone(), group.span);
+        let look = move |window: &mut Vec<u8>| {
+            let (same, read) = same(&file, span, &old, window)?;
+            let differs = window[..(read - same) as usize].to_vec();
+            Ok(Looked { same, differs })
+        };
+        self.work.put(move || WINDOW.with_borrow_mut(look));
+        group.helped = true;
+    }
+
+    /// What was found of the oldest group that was given to them.
+    fn take(&mut self, span: Extent) -> io::Result<Looked> {
+        let looked = self.work.next().expect("it was given")?;
+        if looked.same < span.len {
+            // It may well have been written anew, all of it.
+            self.pause = GROUPS_AHEAD;
+        }
+        Ok(looked)
+    }
 }
 
 impl Comparison<'_> {
@@ -146,37 +225,45 @@ impl Comparison<'_> {
         sums: &mut dyn FnMut(u64) -> Result<Option<Vec<u8>>, IndexError>,
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
-        let known = self.known();
         let mut buf = vec![0u8; GROUP_BYTES.min(self.size) as usize];
-        let mut segments = Segments::new(self.file, self.size);
+        let mut walk = Walk {
+            group: 0,
+            segments: Segments::new(self.file, self.size),
+        };
+        let mut helpers = self.helpers();
+        let ahead = helpers.as_ref().map_or(1, |_| GROUPS_AHEAD);
+        let mut steps = VecDeque::new();
         let mut read = 0;
-        let mut group = 0;
-        while group * GROUP_BYTES < self.size {
-            let start = group * GROUP_BYTES;
-            let span = Extent::new(start, GROUP_BYTES.min(self.size - start));
-            if known && self.untouched(span) {
-                group += 1;
-                continue;
-            }
-            let old = if known && self.groups.contains(&group) {
-                sums(group)?
-            } else {
-                None
-            };
-            let first = segments.next_from(start)?;
-            if let Some(s) = first.filter(|s| s.hole && s.len >= span.len) {
-                if old.is_some() || (self.base.is_some() && !known) {
-                    f(Variant::Hole(span)).map_err(ContentError::Receiver)?;
+        loop {
+            while steps.len() < ahead {
+                let Some(mut step) = self.step(&mut walk, sums)? else {
+                    break;
+                };
+                if let (Some(helpers), Step::Group(group)) = (&mut helpers, &mut step)
+                    && group.data == [group.span]
+                {
+                    helpers.give(group);
                 }
-                if old.is_some() {
-                    f(Variant::Sums(group, None)).map_err(ContentError::Receiver)?;
-                }
-                group = self.behind_hole(group, s.offset + s.len, known);
-                continue;
+                steps.push_back(step);
             }
-            let data = data_in(span, &mut segments)?;
-            read += self.group(group, (span, &data), old, &mut buf, f)?;
-            group += 1;
+            match steps.pop_front() {
+                None => break,
+                Some(Step::Hole(group, span, had_sums)) => {
+                    if had_sums || (self.base.is_some() && !self.known()) {
+                        f(Variant::Hole(span)).map_err(ContentError::Receiver)?;
+                    }
+                    if had_sums {
+                        f(Variant::Sums(group, None)).map_err(ContentError::Receiver)?;
+                    }
+                }
+                Some(Step::Group(group)) => {
+                    let looked = match &mut helpers {
+                        Some(helpers) if group.helped => Some(helpers.take(group.span)?),
+                        _ => None,
+                    };
+                    read += self.group(group, looked, &mut buf, f)?;
+                }
+            }
         }
         // What lay behind the new end is cut off by the size; its checksums go.
         for &g in self
@@ -187,6 +274,55 @@ impl Comparison<'_> {
             f(Variant::Sums(g, None)).map_err(ContentError::Receiver)?;
         }
         Ok(read)
+    }
+
+    /// Other threads that help, where that pays.
+    fn helpers(&self) -> Option<Helpers> {
+        let processors = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        if !self.helped || !self.known() || self.extents.is_some() || processors() == 1 {
+            return None;
+        }
+        Some(Helpers {
+            // Without a descriptor to be had it goes without help.
+            file: Arc::new(self.file.try_clone().ok()?),
+            work: InOrder::new("farwrite-compare"),
+            pause: 0,
+        })
+    }
+
+    fn step<E>(
+        &self,
+        walk: &mut Walk<'_>,
+        sums: &mut dyn FnMut(u64) -> Result<Option<Vec<u8>>, IndexError>,
+    ) -> Result<Option<Step>, ContentError<E>> {
+        let known = self.known();
+        while walk.group * GROUP_BYTES < self.size {
+            let number = walk.group;
+            let start = number * GROUP_BYTES;
+            let span = Extent::new(start, GROUP_BYTES.min(self.size - start));
+            walk.group += 1;
+            if known && self.untouched(span) {
+                continue;
+            }
+            let old = if known && self.groups.contains(&number) {
+                sums(number)?
+            } else {
+                None
+            };
+            let first = walk.segments.next_from(start)?;
+            if let Some(s) = first.filter(|s| s.hole && s.len >= span.len) {
+                walk.group = self.behind_hole(number, s.offset + s.len, known);
+                return Ok(Some(Step::Hole(number, span, old.is_some())));
+            }
+            return Ok(Some(Step::Group(Group {
+                number,
+                span,
+                data: data_in(span, &mut walk.segments)?,
+                old,
+                helped: false,
+            })));
+        }
+        Ok(None)
     }
 
     /// Is the group or block outside of what the sensor named? The block at the old end has changed its length even if
@@ -211,22 +347,34 @@ impl Comparison<'_> {
         next
     }
 
+    /// `looked`: what a helper has found, if it was asked.
     fn group<E>(
         &self,
-        group: u64,
-        (span, data): (Extent, &[Extent]),
-        old: Option<Vec<u8>>,
+        group: Group,
+        looked: Option<Looked>,
         buf: &mut [u8],
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
+        let Group {
+            number, span, old, ..
+        } = group;
+        let data = &group.data[..];
         let buf = &mut buf[..span.len as usize];
         let was = |b: u64| {
             let at = b as usize * SUM_BYTES;
             old.as_ref().and_then(|o| o.get(at..at + SUM_BYTES))
         };
         // With extents it is known where the differences are.
-        let (same, read) = match &old {
-            Some(old) if self.extents.is_none() && data == [span] => self.same(span, old, buf)?,
+        let (same, read) = match (&old, looked) {
+            (_, Some(Looked { same, differs })) => {
+                buf[same as usize..][..differs.len()].copy_from_slice(&differs);
+                (same, same + differs.len() as u64)
+            }
+            (Some(old), None) if self.extents.is_none() && data == [span] => {
+                let (same, read) = same(self.file, span, old, buf)?;
+                buf.copy_within(..(read - same) as usize, same as usize);
+                (same, read)
+            }
             _ => (0, 0),
         };
         let look: Vec<(u64, Extent)> = blocks_of(span)
@@ -262,35 +410,9 @@ impl Comparison<'_> {
             self.tell(r, span, data, buf, f)?;
         }
         if old.as_deref() != Some(&new) {
-            f(Variant::Sums(group, Some(new))).map_err(ContentError::Receiver)?;
+            f(Variant::Sums(number, Some(new))).map_err(ContentError::Receiver)?;
         }
         Ok(read)
-    }
-
-    /// How many bytes of a group without holes, from its start, are whole windows that are as their checksums say, and how many are
-    /// read: those between the two are in their places in `buf`.
-    fn same(&self, span: Extent, old: &[u8], buf: &mut [u8]) -> io::Result<(u64, u64)> {
-        let window_blocks = (WINDOW_BYTES / SUM_BLOCK_BYTES) as usize;
-        let mut at = 0;
-        for sums in old.chunks(window_blocks * SUM_BYTES) {
-            let len = WINDOW_BYTES.min(span.len - at);
-            if len == 0 {
-                break;
-            }
-            let window = &mut buf[..len as usize];
-            self.file.read_exact_at(window, span.offset + at)?;
-            if at == 0 {
-                // The kernel reads ahead by what it is asked for.
-                expect_reads(self.file, span.end()..span.end() + GROUP_BYTES);
-            }
-            let blocks = window.chunks(SUM_BLOCK_BYTES as usize);
-            if !blocks.map(sum).eq(sums.chunks(SUM_BYTES)) {
-                buf.copy_within(..len as usize, at as usize);
-                return Ok((at, at + len));
-            }
-            at += len;
-        }
-        Ok((at, at))
     }
 
     /// Reads those blocks of `span` into their places in `buf`, holes as zeros. Returns the bytes read.
@@ -361,6 +483,31 @@ impl Comparison<'_> {
         }
         hole_to(at, run.end(), f).map_err(ContentError::Receiver)
     }
+}
+
+/// How many bytes of a group without holes, from its start, are whole windows that are as their checksums say, and how many are
+/// read: those between the two, of the first window that is not, are at the start of `buf`.
+fn same(file: &File, span: Extent, old: &[u8], buf: &mut [u8]) -> io::Result<(u64, u64)> {
+    let window_blocks = (WINDOW_BYTES / SUM_BLOCK_BYTES) as usize;
+    let mut at = 0;
+    for sums in old.chunks(window_blocks * SUM_BYTES) {
+        let len = WINDOW_BYTES.min(span.len - at);
+        if len == 0 {
+            break;
+        }
+        let window = &mut buf[..len as usize];
+        file.read_exact_at(window, span.offset + at)?;
+        if at == 0 {
+            // The kernel reads ahead by what it is asked for.
+            expect_reads(file, span.end()..span.end() + GROUP_BYTES);
+        }
+        let blocks = window.chunks(SUM_BLOCK_BYTES as usize);
+        if !blocks.map(sum).eq(sums.chunks(SUM_BYTES)) {
+            return Ok((at, at + len));
+        }
+        at += len;
+    }
+    Ok((at, at))
 }
 
 /// The runs of data in a range.
@@ -434,7 +581,14 @@ mod tests {
             .collect()
     }
 
+    /// With helpers and without.
     fn compare(file: &File, base: Option<&NodeRow>, sums: &Sums) -> Told {
+        let told = compared(file, base, sums, false);
+        assert!(told == compared(file, base, sums, true));
+        told
+    }
+
+    fn compared(file: &File, base: Option<&NodeRow>, sums: &Sums, helped: bool) -> Told {
         let mut told = Told::default();
         let comparison = Comparison {
             file,
@@ -442,6 +596,7 @@ mod tests {
             base,
             extents: None,
             groups: sums.keys().copied().collect(),
+            helped,
         };
         let read = comparison.run::<Infallible>(&mut |g| Ok(sums.get(&g).cloned()), &mut |v| {
             match v {
@@ -518,6 +673,36 @@ mod tests {
             let mut known = sums.clone();
             known.extend(told.sums.into_iter().map(|(g, s)| (g, s.expect("data"))));
             assert_eq!(known, sent(&file).1, "changed at {at:?}: the checksums");
+        }
+    }
+
+    #[test]
+    fn many_groups_are_told_in_order_whoever_looked_at_them() {
+        let groups = 2 * GROUPS_AHEAD as u64 + 4;
+        let bytes = varied(groups * GROUP_BYTES + 3 * SUM_BLOCK_BYTES);
+        let at = |group: u64, block: u64| group * GROUP_BYTES + block * SUM_BLOCK_BYTES;
+        let every: Vec<u64> = (0..=groups).map(|g| at(g, g % 3)).collect();
+        let some = vec![at(2, 9), at(3, 0), at(11, 255), at(groups, 2)];
+        for places in [vec![], vec![at(groups - 1, 255)], some, every] {
+            let file = tempfile::tempfile().expect("made");
+            file.write_all_at(&bytes, 0).expect("written");
+            let (row, sums) = sent(&file);
+            for &p in &places {
+                file.write_all_at(&[!bytes[p as usize]], p)
+                    .expect("written");
+            }
+            let told = compare(&file, Some(&row), &sums);
+            assert_eq!(told.read, bytes.len() as u64);
+            let offsets: Vec<u64> = told.data.iter().map(|(offset, _)| *offset).collect();
+            assert_eq!(offsets, places);
+            let right = |(offset, data): &(u64, Vec<u8>)| {
+                let mut was = bytes[*offset as usize..][..data.len()].to_vec();
+                was[0] = !was[0];
+                was == *data
+            };
+            assert!(told.data.iter().all(right));
+            let changed: Vec<u64> = places.iter().map(|p| p / GROUP_BYTES).collect();
+            assert!(told.sums.keys().eq(&changed));
         }
     }
 

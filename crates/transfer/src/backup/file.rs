@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
+/// Files of this size or more may be compared by several threads.
+const HELPED_BYTES: u64 = 32 << 20;
 /// Reads of a small file that keeps changing, before it is sent as it is and looked at again.
 const SMALL_TRIES: usize = 3;
 /// Groups of checksums kept in memory during one file; beyond that they are staged.
@@ -308,6 +310,7 @@ impl BackupUnit {
             } else {
                 Default::default()
             },
+            helped: self.helped && stat.size >= HELPED_BYTES,
         };
         let base = row.map_or(0, |r| r.meta.size);
         let mut content = Content::default();

@@ -9,6 +9,7 @@ mod ahead;
 mod batch;
 mod content;
 mod file;
+mod in_order;
 mod index;
 mod look;
 mod pack;

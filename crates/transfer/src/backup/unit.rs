@@ -172,6 +172,8 @@ pub struct BackupUnit {
     pub(super) ranges_held: usize,
     /// See [`BackupUnit::set_backlog`].
     backlog_from: usize,
+    /// See [`BackupUnit::set_helped`].
+    pub(super) helped: bool,
     pub(super) writeback: Writeback,
 }
 
@@ -196,6 +198,11 @@ impl BackupUnit {
     /// Sets how many ranges of a large file are kept apart while it is staged (at least 1): what a test makes small.
     pub fn set_ranges_held(&mut self, max: usize) {
         self.ranges_held = max.max(1);
+    }
+
+    /// Whether a large file may be compared by several threads: not where applications come first. So it is at first.
+    pub fn set_helped(&mut self, helped: bool) {
+        self.helped = helped;
     }
 
     /// Sets from how many commands on a round counts as one of several (at least 1): what a test makes small.
@@ -244,6 +251,7 @@ impl BackupUnit {
             complete_at: None,
             ranges_held: RANGES_HELD,
             backlog_from: BACKLOG,
+            helped: false,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
             partial: HashMap::new(),
