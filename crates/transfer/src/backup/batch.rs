@@ -13,7 +13,7 @@ const OPS_KEPT: usize = 1 << 14;
 /// Much content that is added at once begins at a multiple of [`ALIGN`] in its block, as it does in the vault's log: where the vault's
 /// filesystem can, its mirror shares the log's blocks on the disk then.
 const ALIGNED_BYTES: usize = 256 << 10;
-const ALIGN: usize = 4096;
+const ALIGN: usize = farwrite_fs::SHARED_UNIT_BYTES as usize;
 
 /// Where records go. Blocks while the network does not take more.
 pub trait RecordSink {

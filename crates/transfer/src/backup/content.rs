@@ -178,6 +178,7 @@ struct Helpers {
 }
 
 thread_local! {
+    /// What a thread reads its windows into.
     static WINDOW: RefCell<Vec<u8>> = RefCell::new(vec![0; WINDOW_BYTES as usize]);
 }
 

@@ -1,13 +1,11 @@
 //! Bytes on their way into a stream. Made for `select!`: dropping the future of [`Outgoing::progress`] loses nothing.
 
+use crate::session::UNCOPIED_BYTES;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-
-/// Less is appended to what is there.
-const COPIED_BYTES: usize = 64 << 10;
 
 /// Output and what is known of its progress.
 #[derive(Debug)]
@@ -74,7 +72,7 @@ impl Outgoing {
         }
         if self.is_empty() {
             self.bytes = bytes;
-        } else if bytes.len() < COPIED_BYTES {
+        } else if bytes.len() < UNCOPIED_BYTES {
             self.end().extend_from_slice(&bytes);
         } else {
             self.rest.push_back(Chunk::Own(bytes));
@@ -167,8 +165,8 @@ mod tests {
 
     #[test]
     fn bytes_go_out_in_the_order_in_which_they_were_added() {
-        let large = |b: u8| vec![b; COPIED_BYTES + 1];
-        for max in [7, COPIED_BYTES, usize::MAX] {
+        let large = |b: u8| vec![b; UNCOPIED_BYTES + 1];
+        for max in [7, UNCOPIED_BYTES, usize::MAX] {
             let mut out = Outgoing::new(Duration::ZERO);
             assert!(!out.is_busy());
             let mut expected = Vec::new();

@@ -30,5 +30,7 @@ pub const HELLO_BYTES: usize = 16 << 10;
 pub const LONE_BATCH_BYTES: u64 = 256 << 20;
 /// Most requests of one history session that may be unanswered.
 pub const REQUESTS_IN_FLIGHT: usize = 16;
+/// Bytes for a peer that are so many, or more, are not copied behind others.
+pub(crate) const UNCOPIED_BYTES: usize = 64 << 10;
 /// Output is handed to a driver in pieces of about this size.
 pub const OUTPUT_BYTES: usize = 256 << 10;

@@ -4,7 +4,9 @@
 //! Must never drop a batch that was not acked, never let more than the window be unacked, and never go on with a vault
 //! whose log is not the one that it acked.
 
-use super::{BEHIND_EVERY, DEAD_AFTER, Framer, LONE_BATCH_BYTES, OUTPUT_BYTES, PING_EVERY};
+use super::{
+    BEHIND_EVERY, DEAD_AFTER, Framer, LONE_BATCH_BYTES, OUTPUT_BYTES, PING_EVERY, UNCOPIED_BYTES,
+};
 use crate::message::{
     Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_V2, Purpose, Refusal, RefusalCode,
     SOFTWARE_BYTES, TEXT_BYTES, Welcome, printable,
@@ -14,9 +16,6 @@ use farwrite_core::record::{BadRecord, Record, RecordKind};
 use farwrite_core::{BatchSeq, Epoch, SourceName, codec, limits};
 use std::collections::VecDeque;
 use std::time::Duration;
-
-/// Payloads of this size or more are not copied to be sent.
-const UNCOPIED_BYTES: usize = 64 << 10;
 
 /// What a [`SourceSession`] is made with.
 #[derive(Clone, Debug)]

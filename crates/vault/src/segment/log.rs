@@ -22,7 +22,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 const UNCOPIED_BYTES: usize = 64 << 10;
 /// Raw payloads of this size or more begin at a multiple of [`ALIGN`] in the file.
 const ALIGN_FROM_BYTES: u32 = 64 << 10;
-const ALIGN: u64 = 4096;
+const ALIGN: u64 = farwrite_fs::SHARED_UNIT_BYTES;
 /// A reserve is a quarter of what the segment holds, but this much at least. With less than a quarter of that left there is a new one.
 const RESERVE_LEAST_BYTES: u64 = 128 << 10;
 /// With less free space than this there is no reserve.

@@ -6,4 +6,5 @@ mod frozen;
 mod mirror;
 mod retention;
 mod segment_log;
+mod sharing;
 mod source;
