@@ -1,17 +1,28 @@
-//! Who may work: so many at once, the others one after another in the order in which they came.
+//! Who may work: so many at once, the others one after another: who has had least first, then in the order in which they came.
 //!
 //! The projections of 200 sources that all send at once would else take the processors from the threads that read from
 //! the network and make batches durable, and from each other's caches; and of 200 that put much on the disk at once, some would
-//! be done before others have begun.
+//! be done before others have begun. If only the order in which they come counted, who is quicker to come back would have more.
+//! So a turn is taken for some work, and comes when everybody else who waits has had as much: start-time fair queueing (Goyal,
+//! Vin, Cheng, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5), 1997), but who has had less than the
+//! others keeps a little of what is due to it.
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A turn that is held for this long is given to another as well: one source's dead disk must not stop all others. Each such turn
 /// costs them so long once.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Work that is due to somebody who has had less than the others, at most: more is forgotten, so that nobody who comes back after
+/// a long time holds up all others.
+const DUE: u64 = 8 << 20;
+
+/// Work that somebody has had, measured from when nobody had had any.
+#[derive(Debug, Default)]
+pub(crate) struct Had(u64);
 
 /// See the module.
 #[derive(Debug)]
@@ -25,7 +36,10 @@ pub(crate) struct Turns {
 struct State {
     tickets: u64,
     working: Vec<Holder>,
-    waiting: VecDeque<(u64, Sender<()>)>,
+    /// By what each had had when it came, then by ticket.
+    waiting: BTreeMap<(u64, u64), Sender<()>>,
+    /// What those who were let in last had had.
+    usual: u64,
 }
 
 #[derive(Debug)]
@@ -50,8 +64,9 @@ impl State {
             holder.given_up |= now.duration_since(holder.since) >= patience;
         }
         while self.working.iter().filter(|h| !h.given_up).count() < at_once
-            && let Some((ticket, next)) = self.waiting.pop_front()
+            && let Some(((had, ticket), next)) = self.waiting.pop_first()
         {
+            self.usual = self.usual.max(had);
             self.working.push(Holder {
                 ticket,
                 since: now,
@@ -82,13 +97,20 @@ impl Turns {
         !self.state.lock().waiting.is_empty()
     }
 
-    /// Waits for a turn. Who has one must not take another.
+    /// Waits for a turn in the order in which they are taken. Who has one must not take another.
     pub(crate) fn take(&self) -> Turn<'_> {
+        self.take_for(&mut Had::default(), 0)
+    }
+
+    /// Waits for a turn until whoever waits has had as much, and adds so much work to it. Who has one must not take another.
+    pub(crate) fn take_for(&self, had: &mut Had, work: u64) -> Turn<'_> {
         let (sender, mine) = bounded(1);
         let mut state = self.state.lock();
         state.tickets += 1;
         let ticket = state.tickets;
-        state.waiting.push_back((ticket, sender));
+        let before = had.0.max(state.usual.saturating_sub(DUE));
+        had.0 = before.saturating_add(work);
+        state.waiting.insert((before, ticket), sender);
         state.let_in(self.at_once, self.patience);
         drop(state);
         while mine.recv_timeout(self.patience).is_err() {
@@ -143,6 +165,42 @@ mod tests {
         });
         assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>());
         assert!(turns.state.lock().working.is_empty() && !turns.is_contended());
+    }
+
+    #[test]
+    fn who_has_had_least_is_first() {
+        let turns = Turns::new(1);
+        let order = Mutex::new(Vec::new());
+        // The first was alone for a while, then the second came; the third is new.
+        let mut had = [Had::default(), Had::default(), Had::default()];
+        drop(turns.take_for(&mut had[0], 3 * DUE));
+        drop(turns.take_for(&mut had[0], DUE));
+        drop(turns.take_for(&mut had[1], DUE / 4));
+        // Of the three that the first has had more, one is made up for.
+        assert_eq!([had[0].0, had[1].0], [4 * DUE, 2 * DUE + DUE / 4]);
+        let held = turns.take();
+        std::thread::scope(|scope| {
+            for (i, mut had) in had.into_iter().enumerate() {
+                let (turns, order) = (&turns, &order);
+                scope.spawn(move || {
+                    for _ in 0..8 {
+                        let turn = turns.take_for(&mut had, DUE / 4);
+                        order.lock().push(i);
+                        // Whoever else is not done yet waits, too.
+                        if order.lock().len() < 10 {
+                            turns.wait_for_queue(2);
+                        }
+                        drop(turn);
+                    }
+                });
+                turns.wait_for_queue(i + 1);
+            }
+            drop(held);
+        });
+        // The second and the third take turns until they have had as much as the first.
+        let begin = order.lock()[..10].to_vec();
+        assert_eq!(begin, [2, 1, 2, 1, 2, 1, 2, 1, 2, 1]);
+        assert!(turns.state.lock().working.is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Event, Item, Shared};
 use crate::segment::{LogError, LogWriter};
+use crate::turns::Had;
 use crate::vault::VaultTurns;
 use crossbeam_channel::Receiver;
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub(super) struct Append {
     log: LogWriter,
     log_dir: PathBuf,
     turns: Arc<VaultTurns>,
+    /// Bytes that were put on the disk by turns.
+    had: Had,
     /// Bytes since the last look at the free space.
     unlooked: u64,
     /// Bytes that are not known to be on the disk.
@@ -48,6 +51,7 @@ impl Append {
             log,
             log_dir,
             turns,
+            had: Had::default(),
             unlooked: u64::MAX,
             unsynced: 0,
             uncommitted: 0,
@@ -143,10 +147,10 @@ impl Append {
         // The apply thread begins with it while the disk is busy, or others have their turn.
         self.shared.state.lock().written = Some((written, self.log.committed_end()));
         self.shared.changed.notify_all();
-        let large = std::mem::take(&mut self.unsynced) > SMALL_BYTES;
+        let bytes = std::mem::take(&mut self.unsynced);
         // Who closes a source waits for all that it has.
-        let by_turns = large && !self.shared.is_closing();
-        let turn = by_turns.then(|| self.turns.sync.take());
+        let by_turns = bytes > SMALL_BYTES && !self.shared.is_closing();
+        let turn = by_turns.then(|| self.turns.sync.take_for(&mut self.had, bytes));
         let seq = self.log.sync().map_err(refusal)?;
         drop(turn);
         let mut state = self.shared.state.lock();
