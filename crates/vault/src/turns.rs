@@ -4,8 +4,9 @@
 //! the network and make batches durable, and from each other's caches; and of 200 that put much on the disk at once, some would
 //! be done before others have begun. If only the order in which they come counted, who is quicker to come back would have more.
 //! So a turn is taken for some work, and comes when everybody else who waits has had as much: start-time fair queueing (Goyal,
-//! Vin, Cheng, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5), 1997), but who has had less than the
-//! others keeps a little of what is due to it.
+//! Vin, Cheng, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5), 1997), but only a little is made up for, on
+//! both sides: neither does who comes back after a long time hold up all others, nor is who was alone for a while held up by all
+//! who come. And nobody waits for long while others go first.
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
@@ -16,9 +17,10 @@ use std::time::{Duration, Instant};
 /// costs them so long once.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Work that is due to somebody who has had less than the others, at most: more is forgotten, so that nobody who comes back after
-/// a long time holds up all others.
-const DUE: u64 = 8 << 20;
+/// Bytes that somebody has had less or more than the others, at most: what is beyond that is forgotten.
+const DUE: u64 = 4 << 20;
+/// Who has waited for this long is next, whatever others have had: a source must not be silent until its connection is given up.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Work that somebody has had, measured from when nobody had had any.
 #[derive(Debug, Default)]
@@ -36,10 +38,18 @@ pub(crate) struct Turns {
 struct State {
     tickets: u64,
     working: Vec<Holder>,
-    /// By what each had had when it came, then by ticket.
-    waiting: BTreeMap<(u64, u64), Sender<()>>,
+    waiting: BTreeMap<Place, Waiting>,
     /// What those who were let in last had had.
     usual: u64,
+}
+
+/// What somebody had had when it came, and its ticket.
+type Place = (u64, u64);
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    tell: Sender<()>,
 }
 
 #[derive(Debug)]
@@ -57,6 +67,16 @@ pub(crate) struct Turn<'a> {
 }
 
 impl State {
+    /// Who has waited for too long, or else has had least.
+    fn next(&mut self, now: Instant) -> Option<(Place, Waiting)> {
+        let waiting = self.waiting.iter().map(|(place, w)| (*place, w.since));
+        let (oldest, since) = waiting.min_by_key(|((_, ticket), _)| *ticket)?;
+        match now.duration_since(since) >= LONGEST_WAIT {
+            true => self.waiting.remove_entry(&oldest),
+            false => self.waiting.pop_first(),
+        }
+    }
+
     /// Lets in whom there is room for.
     fn let_in(&mut self, at_once: usize, patience: Duration) {
         let now = Instant::now();
@@ -64,7 +84,7 @@ impl State {
             holder.given_up |= now.duration_since(holder.since) >= patience;
         }
         while self.working.iter().filter(|h| !h.given_up).count() < at_once
-            && let Some(((had, ticket), next)) = self.waiting.pop_first()
+            && let Some(((had, ticket), next)) = self.next(now)
         {
             self.usual = self.usual.max(had);
             self.working.push(Holder {
@@ -72,7 +92,7 @@ impl State {
                 since: now,
                 given_up: false,
             });
-            next.send(()).unwrap_or_default();
+            next.tell.send(()).unwrap_or_default();
         }
     }
 }
@@ -108,9 +128,14 @@ impl Turns {
         let mut state = self.state.lock();
         state.tickets += 1;
         let ticket = state.tickets;
-        let before = had.0.max(state.usual.saturating_sub(DUE));
+        let least = state.usual.saturating_sub(DUE);
+        let before = had.0.clamp(least, state.usual.saturating_add(DUE));
         had.0 = before.saturating_add(work);
-        state.waiting.insert((before, ticket), sender);
+        let waiting = Waiting {
+            since: Instant::now(),
+            tell: sender,
+        };
+        state.waiting.insert((before, ticket), waiting);
         state.let_in(self.at_once, self.patience);
         drop(state);
         while mine.recv_timeout(self.patience).is_err() {
@@ -173,11 +198,11 @@ mod tests {
         let order = Mutex::new(Vec::new());
         // The first was alone for a while, then the second came; the third is new.
         let mut had = [Had::default(), Had::default(), Had::default()];
-        drop(turns.take_for(&mut had[0], 3 * DUE));
+        drop(turns.take_for(&mut had[0], 2 * DUE));
         drop(turns.take_for(&mut had[0], DUE));
         drop(turns.take_for(&mut had[1], DUE / 4));
-        // Of the three that the first has had more, one is made up for.
-        assert_eq!([had[0].0, had[1].0], [4 * DUE, 2 * DUE + DUE / 4]);
+        // It began its last turn when the others were behind by one, so much as counts, and has had that turn since.
+        assert_eq!([had[0].0, had[1].0], [2 * DUE, DUE / 4]);
         let held = turns.take();
         std::thread::scope(|scope| {
             for (i, mut had) in had.into_iter().enumerate() {
@@ -198,9 +223,32 @@ mod tests {
             drop(held);
         });
         // The second and the third take turns until they have had as much as the first.
-        let begin = order.lock()[..10].to_vec();
-        assert_eq!(begin, [2, 1, 2, 1, 2, 1, 2, 1, 2, 1]);
+        let begin = order.lock()[..8].to_vec();
+        assert_eq!(begin, [2, 1, 2, 1, 2, 1, 2, 1]);
         assert!(turns.state.lock().working.is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_for_long_while_others_go_first() {
+        let turns = Turns::new(1);
+        let held = turns.take();
+        std::thread::scope(|scope| {
+            let (told, order) = bounded(2);
+            for (i, had) in [DUE, 0].into_iter().enumerate() {
+                let (turns, told) = (&turns, told.clone());
+                scope.spawn(move || {
+                    let _turn = turns.take_for(&mut Had(had), 1);
+                    told.send(had).unwrap();
+                });
+                turns.wait_for_queue(i + 1);
+            }
+            let long_ago = Instant::now() - LONGEST_WAIT;
+            let mut state = turns.state.lock();
+            state.waiting.values_mut().for_each(|w| w.since = long_ago);
+            drop(state);
+            drop(held);
+            assert_eq!([order.recv(), order.recv()], [Ok(DUE), Ok(0)]);
+        });
     }
 
     #[test]
