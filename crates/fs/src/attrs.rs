@@ -160,26 +160,18 @@ fn set_file_xattrs(file: &File, want: &Meta) -> io::Result<u32> {
     let mut names = Vec::new();
     xattr::read_grown(&mut names, |buf| flistxattr(file, buf))?;
     let mut skipped = 0;
-    let mut tolerate = |r: rustix::io::Result<()>| match r {
-        Ok(()) | Err(Errno::NODATA) => Ok(()),
-        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
-            skipped += 1;
-            Ok(())
-        }
-        Err(e) => Err(io::Error::from(e)),
-    };
     for have in names.split(|&b| b == 0).filter(|n| xattr::kept(n)) {
         if !want.xattrs.iter().any(|w| w.name == have) {
-            tolerate(fremovexattr(file, OsStr::from_bytes(have)))?;
+            match fremovexattr(file, OsStr::from_bytes(have)) {
+                Err(Errno::NODATA) => {}
+                done => skipped += xattr::tolerate(done, file)?,
+            }
         }
     }
     for x in &want.xattrs {
-        tolerate(fsetxattr(
-            file,
-            OsStr::from_bytes(&x.name),
-            &x.value,
-            XattrFlags::empty(),
-        ))?;
+        let name = OsStr::from_bytes(&x.name);
+        let done = fsetxattr(file, name, &x.value, XattrFlags::empty());
+        skipped += xattr::tolerate(done, file)?;
     }
     Ok(skipped)
 }

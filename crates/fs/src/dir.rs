@@ -285,15 +285,33 @@ impl Dir {
         )?)
     }
 
-    /// Renames; `AlreadyExists` if the new name is taken.
+    /// Renames; `AlreadyExists` if the new name is taken. A filesystem without `RENAME_NOREPLACE` (NFS, OpenZFS before 2.2, some
+    /// of FUSE: rename(2)) gets a second name and loses the first, or, where it has none of those either and for directories, is
+    /// asked whether the name is there just before.
     pub fn rename_noreplace(&self, name: &Name, to_dir: &Dir, to_name: &Name) -> io::Result<()> {
-        Ok(renameat_with(
-            &self.fd,
-            name.as_os_str(),
-            &to_dir.fd,
-            to_name.as_os_str(),
-            RenameFlags::NOREPLACE,
-        )?)
+        let flags = RenameFlags::NOREPLACE;
+        let (from, to) = (name.as_os_str(), to_name.as_os_str());
+        match renameat_with(&self.fd, from, &to_dir.fd, to, flags) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                self.rename_unless_taken(name, to_dir, to_name)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// [`Dir::rename_noreplace`] without help by the kernel.
+    fn rename_unless_taken(&self, name: &Name, to_dir: &Dir, to_name: &Name) -> io::Result<()> {
+        if self.stat(name)?.kind != Kind::Dir {
+            match self.link(name, to_dir, to_name) {
+                Ok(()) => return self.unlink(name),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(e),
+                Err(_) => {}
+            }
+        }
+        match to_dir.stat_if_exists(to_name)? {
+            Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            None => self.rename(name, to_dir, to_name),
+        }
     }
 
     /// Swaps two names atomically.
@@ -452,4 +470,32 @@ fn retry<T>(mut f: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<
         }
     }
     f()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_kernels_help_a_rename_takes_no_name_either() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = Dir::open(top.path()).unwrap();
+        let name = |n: &str| Name::new(n).unwrap();
+        std::fs::write(top.path().join("file"), "new").unwrap();
+        std::fs::write(top.path().join("taken"), "old").unwrap();
+        std::fs::create_dir(top.path().join("dir")).unwrap();
+        for from in ["file", "dir"] {
+            let taken = dir.rename_unless_taken(&name(from), &dir, &name("taken"));
+            assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            let to = name(&format!("{from} moved"));
+            dir.rename_unless_taken(&name(from), &dir, &to).unwrap();
+            assert!(dir.stat_if_exists(&name(from)).unwrap().is_none());
+        }
+        let read = |n: &str| std::fs::read(top.path().join(n)).unwrap();
+        assert_eq!(
+            (read("file moved"), read("taken")),
+            (b"new".to_vec(), b"old".to_vec())
+        );
+        assert!(top.path().join("dir moved").is_dir());
+    }
 }

@@ -13,6 +13,9 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// A filesystem with this much free space is not full.
+const ROOM_BYTES: u64 = 1 << 20;
+
 /// Is the attribute one that we keep? What a filesystem makes up itself (`system.` but for ACLs, `btrfs.`,
 /// `afs.` ...) belongs to the machine, not to the file.
 pub(crate) fn kept(name: &[u8]) -> bool {
@@ -79,7 +82,7 @@ fn all_xattrs(
 }
 
 /// Makes the attributes of `name` those of `want`: sets what differs, removes what is not wanted. Returns how many
-/// could not be set or removed for lack of privilege or of support by the filesystem.
+/// could not be set or removed for lack of privilege or of support by the filesystem, or do not fit into it.
 pub fn set_xattrs(
     dir: &Dir,
     name: Option<&Name>,
@@ -92,18 +95,15 @@ pub fn set_xattrs(
     };
     let mut skipped = 0;
     for x in want.iter().filter(|x| !have.contains(x)) {
-        skipped += tolerate(lsetxattr(
-            &path,
-            OsStr::from_bytes(&x.name),
-            &x.value,
-            XattrFlags::empty(),
-        ))?;
+        let name = OsStr::from_bytes(&x.name);
+        let done = lsetxattr(&path, name, &x.value, XattrFlags::empty());
+        skipped += tolerate(done, dir)?;
     }
     for x in have
         .iter()
         .filter(|h| !want.iter().any(|w| w.name == h.name))
     {
-        skipped += tolerate(remove(&path, &x.name))?;
+        skipped += tolerate(remove(&path, &x.name), dir)?;
     }
     Ok(skipped)
 }
@@ -115,12 +115,21 @@ fn remove(path: &Path, name: &[u8]) -> rustix::io::Result<()> {
     }
 }
 
-fn tolerate(r: rustix::io::Result<()>) -> io::Result<u32> {
+/// 1 if the filesystem, on which `at` lies, refuses an attribute as such: for lack of privilege or of support, or since it has
+/// less room for the attributes of one file than another filesystem (ext4: one block, xattr(7)), which it says as if it were full.
+pub(crate) fn tolerate(r: rustix::io::Result<()>, at: impl AsFd) -> io::Result<u32> {
     match r {
         Ok(()) => Ok(0),
         Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(1),
+        Err(Errno::TOOBIG | Errno::RANGE) => Ok(1),
+        Err(Errno::NOSPC) if !is_full(at)? => Ok(1),
         Err(e) => Err(e.into()),
     }
+}
+
+fn is_full(at: impl AsFd) -> io::Result<bool> {
+    let s = rustix::fs::fstatvfs(at)?;
+    Ok(s.f_bavail.saturating_mul(s.f_frsize) < ROOM_BYTES)
 }
 
 /// Calls `f` with buffers growing up to 64 KiB, the kernel's own limit for one list or value. Where there are no

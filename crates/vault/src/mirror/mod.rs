@@ -280,6 +280,18 @@ impl Mirror {
         meta
     }
 
+    /// Is it this one entry, which is no file, that whoever makes the mirror may not make (devices in a container), or its
+    /// filesystem cannot hold (long targets of symbolic links on XFS)?
+    fn is_refused(&self, kind: Kind, e: &io::Error) -> bool {
+        use rustix::io::Errno as E;
+        let device = matches!(kind, Kind::Char | Kind::Block);
+        match E::from_io_error(e) {
+            Some(E::PERM | E::ACCESS) => !self.may_own || device,
+            Some(E::NAMETOOLONG | E::OPNOTSUPP) => true,
+            _ => false,
+        }
+    }
+
     /// Makes a node that is not a directory, with content and attributes. `inherits`: the directory has a default
     /// ACL that a new entry would get.
     fn make(
@@ -299,7 +311,7 @@ impl Mirror {
             _ => dir.mknod(name, meta.kind, 0o600, meta.rdev),
         };
         match skipped {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !self.may_own => {
+            Err(e) if self.is_refused(meta.kind, &e) => {
                 self.stats.skipped_nodes += 1;
                 return Ok(());
             }

@@ -4,6 +4,7 @@ mod catalog;
 mod common;
 mod frozen;
 mod mirror;
+mod refused;
 mod retention;
 mod segment_log;
 mod sharing;
