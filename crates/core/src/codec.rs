@@ -1,5 +1,6 @@
 //! Payload encodings of `Ops`, `Commit` and `Message` records: postcard (its wire format is stable since 1.0).
 
+use crate::meta::Xattr;
 use crate::record::{BadRecord, Record, RecordKind};
 use crate::{BatchSeq, Commit, Op, limits};
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,6 +33,18 @@ pub fn decode_ops(record: &Record) -> Result<Vec<Op>, BadRecord> {
         rest = r;
     }
     Ok(ops)
+}
+
+/// Bytes that operations take in memory beyond what they take raw: what is small on the wire, many attributes without a value,
+/// say, must not be large in memory.
+pub fn memory_bytes(ops: &[Op]) -> u64 {
+    let attributes = |op: &Op| match op {
+        Op::Node { meta, .. } => meta.xattrs.len(),
+        _ => 0,
+    };
+    // Each is a name and a value of their own, of at least 16 bytes for the allocator.
+    let each = (size_of::<Xattr>() + 32) as u64;
+    ops.iter().map(|op| attributes(op) as u64 * each).sum()
 }
 
 /// The record that ends a batch.

@@ -172,6 +172,13 @@ pub struct Entry {
     pub extents: Option<Vec<BlockExtent>>,
 }
 
+impl Entry {
+    /// May this be the answer to what is at `path`? It is written under this name, so a vault that is not trusted must not choose it.
+    pub fn can_be_at(&self, path: &BytePath) -> bool {
+        self.name == path.file_name()
+    }
+}
+
 /// A run of a file's bytes inside a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockExtent {

@@ -9,13 +9,16 @@ pub const PATH_BYTES: usize = 1 << 20;
 pub const TARGET_BYTES: usize = 4096;
 /// Most bytes of the extended attributes of one node, names and values together.
 pub const XATTR_BYTES: usize = 512 << 10;
+/// Most bytes of the names of one node's extended attributes, each with its zero: the kernel lists no more (Linux
+/// `XATTR_LIST_MAX`).
+pub const XATTR_LIST_BYTES: usize = 64 << 10;
 /// Most bytes that a data block holds before compression.
 pub const BLOCK_RAW_BYTES: usize = 1 << 20;
 /// Most bytes that one record's payload holds, stored or raw.
 pub const RECORD_BYTES: usize = 2 << 20;
 /// An `Ops` record is closed once its raw payload has reached this size.
 pub const OPS_TARGET_BYTES: usize = 512 << 10;
-/// The backup unit closes a batch once it holds this many bytes of data.
+/// The backup unit closes a batch once it holds this many bytes of data, extended attributes among them.
 pub const BATCH_DATA_BYTES: u64 = 16 << 20;
 /// The backup unit closes a batch once it holds this many operations.
 pub const BATCH_OPS: usize = 20_000;

@@ -117,15 +117,19 @@ impl Meta {
         {
             return bad("symbolic link target");
         }
-        let mut total = 0;
+        let (mut list, mut total) = (0, 0);
         for x in &self.xattrs {
             if x.name.is_empty() || x.name.len() > limits::NAME_BYTES || x.name.contains(&0) {
                 return bad("xattr name");
             }
+            list += x.name.len() + 1;
             total += x.name.len() + x.value.len();
         }
-        if total > limits::XATTR_BYTES {
+        if list > limits::XATTR_LIST_BYTES || total > limits::XATTR_BYTES {
             return bad("xattrs too large");
+        }
+        if !self.xattrs.is_sorted_by(|a, b| a.name < b.name) {
+            return bad("xattrs out of order");
         }
         Ok(())
     }

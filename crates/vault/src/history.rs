@@ -159,6 +159,13 @@ impl Inner {
             let what = format!("the moment of batch {gone} is no longer kept, it has been pruned");
             return Ok(Found::Answer(Response::Error(what)));
         }
+        // What is there now is not what was there at a moment of which the catalog does not know yet.
+        if let Some(later) = moments_of(request).into_iter().find(|at| *at > applied) {
+            let what = format!(
+                "the catalog is at batch {applied} and has not come to batch {later}: it is being brought forward from the log, try again later"
+            );
+            return Ok(Found::Answer(Response::Error(what)));
+        }
         let view = |at: BatchSeq| View::new(conn, at, applied);
         Ok(Found::Answer(match request {
             Request::Moments => Response::Moments(moments(&tx, kept)?),

@@ -11,10 +11,10 @@ mod tests;
 
 pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Mark};
 use crate::mirror::MirrorStats;
 use crate::retention::{Policy, PruneError, PruneReport};
-use crate::segment::{LogWriter, Place, Recovered};
+use crate::segment::{LogWriter, Place, Recovered, list_segments};
 use crate::vault::{Vault, VaultError};
 use append::Append;
 use apply::Apply;
@@ -186,6 +186,23 @@ impl SourceVault {
         matches!(lock, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
     }
 
+    /// Brings the catalog, and the mirror if there is one, to the end of the log, if they were left behind it: after a crash of the
+    /// vault nobody else does before the source comes back, which it may never do. False: there was nothing to do, or some
+    /// process has the source open.
+    pub fn bring_forward(vault: &Vault, name: &SourceName) -> Result<bool, VaultError> {
+        let dir = vault.source_dir(name);
+        if !is_behind(&dir) || SourceVault::is_open(vault, name) {
+            return Ok(false);
+        }
+        let options = Options {
+            mirror: vault.info().mirror,
+            events: Arc::new(|_| {}),
+        };
+        let done = SourceVault::open(vault, name, options)?.close();
+        done.map(|()| true)
+            .map_err(|e| VaultError::io("bring forward", &dir, std::io::Error::other(e.0)))
+    }
+
     /// Asks the process that has a source open to let go of it. One that only prunes does, in between two steps; one that
     /// has a source connected does not.
     pub fn ask_for(vault: &Vault, name: &SourceName) {
@@ -349,6 +366,14 @@ fn take_lock(path: &Path) -> Result<File, VaultError> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| fail(e.into()))?;
     Ok(file)
+}
+
+/// Has a source a log, and a catalog that was not closed at its end?
+fn is_behind(dir: &Path) -> bool {
+    let has_log = list_segments(&dir.join("log")).is_ok_and(|s| !s.is_empty());
+    let closed = crate::catalog::open_reader(&dir.join("catalog.db"))
+        .and_then(|c| crate::catalog::read_mark(&c, Mark::Open));
+    has_log && !matches!(closed, Ok(0))
 }
 
 /// The last batch that the catalog claims to have seen, and where it ends, if it can be read at all: such a batch was durable.

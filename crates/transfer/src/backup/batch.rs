@@ -46,6 +46,7 @@ pub struct BatchWriter {
     blocks: u32,
     packer: Packer,
     ops: Vec<Op>,
+    /// Of content and of extended attributes.
     data_bytes: u64,
     sent_bytes: u64,
 }
@@ -112,6 +113,10 @@ impl BatchWriter {
 
     /// Adds an operation.
     pub fn push(&mut self, op: Op) {
+        if let Op::Node { meta, .. } = &op {
+            let attributes = meta.xattrs.iter().map(|x| x.name.len() + x.value.len());
+            self.data_bytes += attributes.sum::<usize>() as u64;
+        }
         self.ops.push(op);
     }
 
@@ -123,11 +128,6 @@ impl BatchWriter {
     /// Anything in it?
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty() && self.blocks == 0 && self.block.is_empty()
-    }
-
-    /// Bytes of content in the current batch.
-    pub fn data_bytes(&self) -> u64 {
-        self.data_bytes
     }
 
     /// Bytes of all records sent so far, headers included.

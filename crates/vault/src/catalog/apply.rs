@@ -14,6 +14,8 @@ use std::collections::{HashMap, HashSet};
 
 /// Most rows that one batch may make: a few operations could otherwise copy a file of many extents for ever.
 const BATCH_ROWS_MAX: u64 = 128_000_000;
+/// Extents of a file that are taken away at once.
+const PUNCHED_AT_ONCE: usize = 4096;
 /// Extents of a file that a copy holds in memory.
 const PIECES: usize = 65_536;
 /// What [`Catalog::apply`] did.
@@ -546,19 +548,33 @@ impl<'a> Work<'a> {
         self.punch(node, e)
     }
 
+    /// Takes a range out of a file's extents; in pieces, since a file may have very many.
     fn punch(&mut self, node: NodeId, e: Extent) -> Step {
+        while self.punch_some(node, e)? == PUNCHED_AT_ONCE {}
+        Ok(())
+    }
+
+    /// How many extents were hit, of which nothing is in the range any more.
+    fn punch_some(&mut self, node: NodeId, e: Extent) -> Result<usize, Stop> {
         let (start, end) = (e.offset as i64, e.end().min(i64::MAX as u64) as i64);
         let hit: Vec<(BlockExtent, i64)> = self
             .sql
             .get(
                 "SELECT offset, len, block, block_off, from_seq FROM extents
-                 WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4",
+                 WHERE node=?1 AND offset>?2 AND offset<?3 AND offset+len>?4 LIMIT ?5",
             )?
             .query_map(
-                (node.0 as i64, start.saturating_sub(EXTENT_MAX), end, start),
+                (
+                    node.0 as i64,
+                    start.saturating_sub(EXTENT_MAX),
+                    end,
+                    start,
+                    PUNCHED_AT_ONCE as i64,
+                ),
                 |r| Ok((extent_row(r)?, r.get(4)?)),
             )?
             .collect::<Result<_, _>>()?;
+        let count = hit.len();
         for (x, from) in hit {
             self.close_extent(node, &x, from)?;
             if x.offset < e.offset {
@@ -577,7 +593,7 @@ impl<'a> Work<'a> {
                 self.insert_extent(node, right)?;
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     fn close_extent(&mut self, node: NodeId, x: &BlockExtent, from: i64) -> Step {

@@ -130,13 +130,21 @@ impl Catalog {
     }
 
     /// Opens or creates the catalog at `path`. One that is damaged, of another version or not of this log (`last`
-    /// is the log's last batch) is renamed to `catalog.db.damaged-N` and begun anew: [`Catalog::replay`] fills it.
+    /// is the log's last batch) is renamed to `catalog.db.damaged-N` and begun anew: [`Catalog::replay`] fills it. That it cannot be
+    /// opened for another reason (disk full, no file descriptor left) is an error.
     pub fn open(path: &Path, last: Option<&Commit>) -> Result<Self, CatalogError> {
         if path.exists() {
             match Self::open_existing(path, last) {
                 Ok(Some(catalog)) => return Ok(catalog),
                 Ok(None) => {}
-                Err(e) => tracing::warn!(path = %path.display(), "catalog unusable: {e}"),
+                Err(e) if is_damage(&e) => {
+                    tracing::warn!(path = %path.display(), "catalog unusable: {e}");
+                }
+                // A full disk, say, which is no better with another catalog.
+                Err(source) => {
+                    let path = path.to_owned();
+                    return Err(CatalogError::Sqlite { path, source });
+                }
             }
             let aside = set_aside(path).map_err(|source| CatalogError::SetAside {
                 path: path.to_owned(),
@@ -234,13 +242,7 @@ impl Catalog {
     pub fn replay(&mut self, log_dir: &Path, end: Place) -> Result<(), CatalogError> {
         let mut reader = self.log_reader(log_dir)?;
         loop {
-            let mut batches = Vec::new();
-            while batches.len() < REPLAY_BATCHES {
-                match reader.next_batch(end)? {
-                    Some(b) => batches.push(b),
-                    None => break,
-                }
-            }
+            let batches = reader.next_batches(end, REPLAY_BATCHES, usize::MAX)?;
             if batches.is_empty() {
                 return Ok(());
             }
@@ -403,7 +405,37 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Renames the database and its companions out of the way.
+/// Is it the database that is wrong, and not the machine?
+fn is_damage(e: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode as Code;
+    use rusqlite::ffi::{SQLITE_IOERR_CORRUPTFS, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ};
+    let Some(e) = e.sqlite_error() else {
+        return true;
+    };
+    match e.code {
+        // A sector that cannot be read will not be readable later.
+        Code::SystemIoFailure => [
+            SQLITE_IOERR_READ,
+            SQLITE_IOERR_SHORT_READ,
+            SQLITE_IOERR_CORRUPTFS,
+        ]
+        .contains(&e.extended_code),
+        Code::DiskFull
+        | Code::CannotOpen
+        | Code::OutOfMemory
+        | Code::DatabaseBusy
+        | Code::DatabaseLocked
+        | Code::ReadOnly
+        | Code::PermissionDenied
+        | Code::AuthorizationForStatementDenied
+        | Code::OperationInterrupted
+        | Code::FileLockingProtocolFailed
+        | Code::NoLargeFileSupport => false,
+        _ => true,
+    }
+}
+
+/// Renames the database and its log out of the way.
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let beside = |suffix: &str| {
         let mut p = path.as_os_str().to_owned();
@@ -415,8 +447,14 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
         .find(|p| !p.exists())
         .expect("numbers do not end");
     std::fs::rename(path, &aside)?;
-    for suffix in ["-wal", "-shm"] {
-        match std::fs::remove_file(beside(suffix)) {
+    let mut log = aside.as_os_str().to_owned();
+    log.push("-wal");
+    let gone = [
+        std::fs::rename(beside("-wal"), log),
+        std::fs::remove_file(beside("-shm")),
+    ];
+    for done in gone {
+        match done {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }

@@ -16,18 +16,19 @@ pub(super) struct Reconcile<'a> {
     view: View<'a>,
     /// Nodes whose content on the disk proves nothing.
     suspects: HashSet<NodeId>,
+    /// Nodes that may stand under another's name. Of a directory it is what is below it, too, that may be another's.
+    moved: HashSet<NodeId>,
     /// First place of each node with several names, and its inode.
     linked: HashMap<NodeId, (NodeId, Name, FileId)>,
 }
 
 impl<'a> Reconcile<'a> {
     pub(super) fn new(mirror: &'a mut Mirror, view: View<'a>, trusted: BatchSeq) -> Result<Self> {
-        let mut suspects: HashSet<NodeId> = view.changed_since(trusted)?.into_iter().collect();
-        suspects.extend(view.renamed_since(trusted)?);
         Ok(Reconcile {
             mirror,
             view,
-            suspects,
+            suspects: view.changed_since(trusted)?.into_iter().collect(),
+            moved: view.renamed_since(trusted)?.into_iter().collect(),
             linked: HashMap::new(),
         })
     }
@@ -43,9 +44,9 @@ impl<'a> Reconcile<'a> {
             hold.remove_tree(&entry.name)
                 .map_err(|e| MirrorError::io("remove", &entry.name, e))?;
         }
-        let mut todo = vec![NodeId::ROOT];
-        while let Some(node) = todo.pop() {
-            self.one_dir(node, &mut todo)?;
+        let mut todo = vec![(NodeId::ROOT, false)];
+        while let Some((node, doubted)) = todo.pop() {
+            self.one_dir(node, doubted, &mut todo)?;
         }
         Ok(())
     }
@@ -59,8 +60,10 @@ impl<'a> Reconcile<'a> {
             })
     }
 
-    fn one_dir(&mut self, node: NodeId, todo: &mut Vec<NodeId>) -> Result {
+    /// `doubted`: it, or what it is in, may have stood under another's name.
+    fn one_dir(&mut self, node: NodeId, doubted: bool, todo: &mut Vec<(NodeId, bool)>) -> Result {
         let dir = self.dir(node)?;
+        let doubted = doubted || self.moved.contains(&node);
         let row = self.view.node(node)?;
         let inherits = row.as_ref().is_some_and(|r| has_default_acl(&r.meta));
         let mut foreign: HashSet<Name> = HashSet::new();
@@ -79,7 +82,9 @@ impl<'a> Reconcile<'a> {
                 foreign.remove(&name);
                 if let Some(row) = self.view.node(child)? {
                     if row.meta.kind == Kind::Dir {
-                        todo.push(child);
+                        todo.push((child, doubted));
+                    } else if doubted {
+                        self.suspects.insert(child);
                     }
                     self.one_entry(&dir, node, &name, child, &row, inherits)?;
                 }
@@ -164,6 +169,7 @@ impl<'a> Reconcile<'a> {
         }
         Ok(stat.kind == Kind::File
             && !self.suspects.contains(&node)
+            && !self.moved.contains(&node)
             && stat.size == row.meta.size
             && stat.mtime == row.meta.mtime)
     }

@@ -78,9 +78,12 @@ impl<'a> Fetch<'a> {
         path: &BytePath,
         at: BatchSeq,
     ) -> Result<Option<Entry>, RestoreError> {
-        let path = path.clone();
-        match ask_one(self.ask, Request::Stat { path, at })? {
-            Response::Stat(e) => Ok(e),
+        let asked = Request::Stat {
+            path: path.clone(),
+            at,
+        };
+        match ask_one(self.ask, asked)? {
+            Response::Stat(e) if e.as_ref().is_none_or(|e| e.can_be_at(path)) => Ok(e),
             _ => Err(nonsense("to Stat")),
         }
     }

@@ -6,6 +6,9 @@ use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments};
 use farwrite_core::{BatchSeq, Commit, Op, Record, RecordHeader, RecordKind, codec};
 use std::path::{Path, PathBuf};
 
+/// Bytes of operations in memory after which a step has enough.
+const STEP_OPS_BYTES: u64 = 64 << 20;
+
 /// Where a content block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockPlace {
@@ -28,6 +31,8 @@ pub struct LoggedBatch {
     pub end: Place,
     /// Bytes that it takes in the log.
     pub bytes: u64,
+    /// Bytes that its operations take in memory.
+    pub ops_bytes: u64,
     /// What is wrong with it; if not empty, operations may be missing.
     pub damage: Vec<String>,
 }
@@ -50,6 +55,7 @@ struct Parts {
     ops: Vec<Op>,
     blocks: Vec<BlockPlace>,
     bytes: u64,
+    ops_bytes: u64,
     damage: Vec<String>,
     /// Block count in front of the first damage.
     damaged_at: Option<usize>,
@@ -120,7 +126,10 @@ impl BatchReader {
                     return Ok(Some(self.finish(parts, commit, end)));
                 }
                 _ => match codec::decode_ops(&record) {
-                    Ok(ops) => parts.ops.extend(ops),
+                    Ok(ops) => {
+                        parts.ops_bytes += u64::from(record.header.raw) + codec::memory_bytes(&ops);
+                        parts.ops.extend(ops);
+                    }
                     Err(e) => parts.damage.push(e.to_string()),
                 },
             }
@@ -130,6 +139,28 @@ impl BatchReader {
             return Ok(Some(self.finish(parts, None, limit)));
         }
         Ok(None)
+    }
+
+    /// The next batches that end at or before `limit`, for one step of whoever applies them: so many, with so many operations, and
+    /// with so much in memory, at most; but one, if there is one.
+    pub fn next_batches(
+        &mut self,
+        limit: Place,
+        most: usize,
+        most_ops: usize,
+    ) -> Result<Vec<LoggedBatch>, LogError> {
+        let (mut batches, mut ops, mut bytes) = (Vec::new(), 0, 0);
+        while batches.len() < most && ops < most_ops && bytes < STEP_OPS_BYTES {
+            match self.next_batch(limit)? {
+                Some(b) => {
+                    ops += b.ops.len();
+                    bytes += b.ops_bytes;
+                    batches.push(b);
+                }
+                None => break,
+            }
+        }
+        Ok(batches)
     }
 
     fn finish(&mut self, mut parts: Parts, commit: Option<Commit>, end: Place) -> LoggedBatch {
@@ -179,6 +210,7 @@ impl BatchReader {
             blocks: parts.blocks,
             end,
             bytes: parts.bytes,
+            ops_bytes: parts.ops_bytes,
             damage: parts.damage,
         }
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// A segment that has reached this size is closed at the next batch.
 pub const SEGMENT_BYTES: u64 = 256 << 20;
-/// Most bytes of decoded operations in one batch.
+/// Most bytes of decoded operations in one batch, in memory.
 pub const BATCH_OPS_BYTES_MAX: u64 = 512 << 20;
 /// Bytes gathered before they are written to the file.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -424,6 +424,10 @@ impl OpenBatch {
         }
         let seq = self.seq;
         let ops = codec::decode_ops(record).map_err(|source| LogError::Record { seq, source })?;
+        self.ops_bytes += codec::memory_bytes(&ops);
+        if self.ops_bytes > BATCH_OPS_BYTES_MAX {
+            return Err(self.too_many("bytes of operations", BATCH_OPS_BYTES_MAX));
+        }
         if self.ops + ops.len() as u64 > limits::BATCH_OPS_MAX {
             return Err(self.too_many("operations", limits::BATCH_OPS_MAX));
         }

@@ -5,7 +5,7 @@ use super::{Event, Shared, keeper};
 use crate::catalog::{Catalog, CatalogError, Delta, Mark};
 use crate::mirror::{Mirror, MirrorError};
 use crate::retention::{Watch, brake_percent};
-use crate::segment::{BatchReader, LogError, LoggedBatch, Place, Recovered, segment_path};
+use crate::segment::{LogError, LoggedBatch, Place, Recovered, segment_path};
 use crate::vault::Vault;
 use farwrite_core::{BatchSeq, SourceName};
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Most batches, and most operations, in one step of catalog and mirror.
+/// Most batches, and most operations, in one step of catalog and mirror (`BatchReader::next_batches` bounds their bytes).
 const STEP_BATCHES: usize = 32;
 const STEP_OPS: usize = 100_000;
 /// A batch that comes this long after the last step is begun with before it is durable. Under load, batches gather meanwhile:
@@ -153,7 +153,7 @@ impl Apply {
             } else {
                 STEP_OPS
             };
-            let read = read_step(&mut reader, end, most);
+            let read = reader.next_batches(end, STEP_BATCHES, most);
             let nothing = read.as_ref().map_or(true, Vec::is_empty);
             if let Some(seq) = ahead
                 && nothing
@@ -163,7 +163,7 @@ impl Apply {
                 reader = self.catalog.log_reader(&self.log_dir)?;
                 continue;
             }
-            let batches = read?;
+            let batches = read.map_err(CatalogError::from)?;
             if batches.is_empty() {
                 if last {
                     return Ok(());
@@ -282,7 +282,11 @@ impl Apply {
         let unknown =
             self.catalog.set_aside().is_some() || (applied.0 == 0 && (!fresh || end.is_some()));
         self.catalog.set_marks_durably(&[(Mark::MirrorDirty, 1)])?;
-        if unknown && let Some(end) = end {
+        // A mirror that was not left in order may show what the catalog does not know of yet: then nothing says which of the files that
+        // look alike is which. And what was acked can be restored even if the mirror cannot be mended.
+        if (unknown || dirty)
+            && let Some(end) = end
+        {
             self.catalog.replay(&self.log_dir, end)?;
         }
         let applied = self.catalog.applied();
@@ -374,22 +378,4 @@ impl Passed {
             self.offset = end.offset;
         }
     }
-}
-
-fn read_step(
-    reader: &mut BatchReader,
-    end: Place,
-    most_ops: usize,
-) -> Result<Vec<LoggedBatch>, CatalogError> {
-    let (mut batches, mut ops) = (Vec::new(), 0);
-    while batches.len() < STEP_BATCHES && ops < most_ops {
-        match reader.next_batch(end)? {
-            Some(b) => {
-                ops += b.ops.len();
-                batches.push(b);
-            }
-            None => break,
-        }
-    }
-    Ok(batches)
 }

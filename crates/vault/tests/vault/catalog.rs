@@ -188,6 +188,32 @@ fn a_catalog_of_another_log_or_ahead_of_its_log_is_made_anew() {
     assert!(catalog.set_aside().is_some());
 }
 
+/// A disk without room for what SQLite keeps beside the database, say, or a process without descriptors.
+#[test]
+fn a_catalog_that_cannot_be_opened_now_is_not_thrown_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let batches = [Maker::new().batch(&[], &[])];
+    let log = log_of(dir.path(), &batches);
+    let db = dir.path().join("catalog.db");
+    let mut catalog = Catalog::open(&db, log.last_commit()).unwrap();
+    catalog.replay(dir.path(), log.committed_end()).unwrap();
+    drop(catalog);
+    let before = std::fs::read(&db).unwrap();
+    // Where its log would be.
+    let wal = dir.path().join("catalog.db-wal");
+    let _ = std::fs::remove_file(&wal);
+    std::fs::create_dir(&wal).unwrap();
+    let opened = Catalog::open(&db, log.last_commit());
+    assert!(matches!(opened, Err(CatalogError::Sqlite { .. })));
+    assert!(std::fs::read(&db).unwrap() == before);
+    std::fs::remove_dir(&wal).unwrap();
+    let catalog = Catalog::open(&db, log.last_commit()).unwrap();
+    assert_eq!(
+        (catalog.set_aside(), catalog.applied()),
+        (None, BatchSeq(1))
+    );
+}
+
 #[test]
 fn a_batch_that_breaks_the_tree_is_refused_whole() {
     let (d1, d2, f) = (NodeId(2), NodeId(3), NodeId(4));
@@ -263,6 +289,37 @@ fn a_batch_that_breaks_the_tree_is_refused_whole() {
             "{why}"
         );
     }
+}
+
+#[test]
+fn a_range_of_very_many_extents_is_taken_away_whole() {
+    const PIECES: u64 = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut maker = Maker::new();
+    let file = maker.node();
+    let mut ops = vec![
+        set(file, file_meta(2 * PIECES, 1)),
+        link(NodeId::ROOT, "file", file),
+    ];
+    // With a gap behind each byte, so that none joins the one before.
+    ops.extend((0..PIECES).map(|i| write(file, 2 * i, 0, 0, 1)));
+    let hole = Op::Hole {
+        node: file,
+        offset: 1,
+        len: 2 * PIECES - 3,
+    };
+    let batches = [maker.batch(&ops, &[vec![7]]), maker.batch(&[hole], &[])];
+    let log = log_of(dir.path(), &batches);
+    let mut catalog = Catalog::open(&dir.path().join("c.db"), log.last_commit()).unwrap();
+    catalog.replay(dir.path(), log.committed_end()).unwrap();
+    let at = |seq| -> Vec<u64> {
+        let extents = catalog
+            .view(BatchSeq(seq))
+            .extents(file, 0, usize::MAX >> 1);
+        extents.unwrap().iter().map(|x| x.offset).collect()
+    };
+    assert_eq!(at(1), (0..PIECES).map(|i| 2 * i).collect::<Vec<_>>());
+    assert_eq!(at(2), [0, 2 * PIECES - 2]);
 }
 
 #[test]

@@ -596,6 +596,47 @@ fn a_mirror_from_an_older_batch_or_from_nothing_catches_up() {
     assert_same(&bench.tree(), &chaos.model.tree(), "from nothing");
 }
 
+/// Two directories swap their names, and the crash comes before the mirror's do. The files in them look alike.
+#[test]
+fn what_is_below_a_directory_that_was_renamed_is_not_taken_for_what_it_looks_like() {
+    let (mut maker, mut bench) = (Maker::new(), Bench::new());
+    let nodes: Vec<NodeId> = (0..6).map(|_| maker.node()).collect();
+    let [a, b, below_a, below_b, f, g] = nodes[..] else {
+        unreachable!()
+    };
+    let ops = [
+        set(a, dir_meta(1)),
+        set(b, dir_meta(1)),
+        set(below_a, dir_meta(1)),
+        set(below_b, dir_meta(1)),
+        set(f, file_meta(7, 1)),
+        set(g, file_meta(7, 1)),
+        write(f, 0, 0, 0, 7),
+        write(g, 0, 1, 0, 7),
+        link(NodeId::ROOT, "X", a),
+        link(NodeId::ROOT, "X.new", b),
+        link(a, "below", below_a),
+        link(b, "below", below_b),
+        link(below_a, "version", f),
+        link(below_b, "version", g),
+    ];
+    bench.feed(&[maker.batch(&ops, &[b"4.17.20".to_vec(), b"4.17.21".to_vec()])]);
+    let trusted = bench.shown;
+    let ops = [
+        unlink(NodeId::ROOT, "X"),
+        link(NodeId::ROOT, "X.old", a),
+        unlink(NodeId::ROOT, "X.new"),
+        link(NodeId::ROOT, "X", b),
+    ];
+    bench.feed_catalog(&[maker.batch(&ops, &[])]);
+    bench.mirror.reconcile(&bench.catalog, trusted).unwrap();
+    let read = |dir: &str| std::fs::read(bench.tree().join(dir).join("below/version")).unwrap();
+    assert_eq!(
+        (read("X"), read("X.old")),
+        (b"4.17.21".to_vec(), b"4.17.20".to_vec())
+    );
+}
+
 #[test]
 fn exchanges_chains_and_swaps_of_kind_keep_the_inodes() {
     let mut maker = Maker::new();

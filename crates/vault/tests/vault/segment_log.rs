@@ -1,7 +1,8 @@
 //! The segment log under crashes and damage.
 
 use crate::common::{Maker, Rng, file_meta, link, set, write};
-use farwrite_core::{BatchSeq, Commit, NodeId, Op, Record};
+use farwrite_core::meta::Xattr;
+use farwrite_core::{BatchSeq, Commit, Meta, NodeId, Op, Record};
 use farwrite_vault::segment::*;
 use std::path::Path;
 
@@ -528,6 +529,53 @@ fn a_batch_that_lies_about_itself_is_refused_and_leaves_nothing() {
 
     good[1].iter().for_each(|r| append(&mut log, r));
     assert_eq!(log.sync().unwrap(), BatchSeq(2));
+}
+
+/// Many attributes without a value are few bytes in the log, all the fewer as it is compressed.
+#[test]
+fn what_is_small_in_the_log_is_not_large_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let with = |xattrs: Vec<Xattr>| {
+        let meta = Meta {
+            xattrs,
+            ..file_meta(0, 1)
+        };
+        set(NodeId(2), meta)
+    };
+    let empty = |name: Vec<u8>| Xattr {
+        name,
+        value: Vec::new(),
+    };
+    // A name twice; more names than a kernel lists.
+    let same = vec![empty(b"a".to_vec()); 2];
+    let names = (0..u16::MAX).map(|i| empty([&b"x"[..], format!("{i:05}").as_bytes()].concat()));
+    let names: Vec<Xattr> = names.collect();
+    for hostile in [same, names.clone()] {
+        let batch = Maker::new().batch(&[with(hostile)], &[]);
+        assert!(matches!(log.append(&batch[0]), Err(LogError::Op { .. })));
+    }
+    // As many as there may be, in one node after the other: each 72 KB raw, and 720 KB more in memory.
+    let most = with(names[..9_000].to_vec());
+    let batch = Maker::new().batch(std::slice::from_ref(&most), &[]);
+    let taken = (0..2_000).take_while(|_| log.append(&batch[0]).is_ok());
+    let taken = taken.count();
+    assert!((500..1_000).contains(&taken), "{taken}");
+
+    // Whoever applies them takes no more at once than one batch too many.
+    let mut maker = Maker::new();
+    for _ in 0..6 {
+        let batch = maker.batch(&vec![most.clone(); 40], &[]);
+        batch.iter().for_each(|r| append(&mut log, r));
+    }
+    log.sync().unwrap();
+    let mut reader = BatchReader::open(dir.path(), None).unwrap();
+    let end = log.committed_end();
+    let steps = std::iter::from_fn(|| {
+        let batches = reader.next_batches(end, 32, usize::MAX).unwrap();
+        Some(batches.len()).filter(|n| *n > 0)
+    });
+    assert_eq!(steps.collect::<Vec<_>>(), [3, 3]);
 }
 
 #[test]

@@ -145,6 +145,42 @@ fn batches_become_durable_then_mirrored_and_a_reopened_source_goes_on() {
     );
 }
 
+/// The vault was killed, and the source never comes back.
+#[test]
+fn what_a_crash_left_out_of_the_catalog_is_brought_in_without_the_source() {
+    let site = Site::new(true);
+    let mut chaos = Chaos::new(43);
+    site.write(&(0..20).map(|_| chaos.batch()).collect::<Vec<_>>());
+    let root = |at| Request::Stat {
+        path: BytePath::root(),
+        at: BatchSeq(at),
+    };
+    let answer = |at| History::open(&site.source()).unwrap().answer(&root(at));
+    assert!(matches!(answer(20), Response::Stat(Some(_))));
+    assert!(!SourceVault::bring_forward(&site.vault, &site.name).unwrap());
+    // A moment that the catalog does not know of yet is none that looks like the last one that it does.
+    let Response::Error(why) = answer(21) else {
+        panic!("a moment that is still to come");
+    };
+    assert!(why.contains("batch 21"), "{why}");
+
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(site.source().join(format!("catalog.db{end}")));
+    }
+    assert!(matches!(answer(20), Response::Error(_)));
+    let open = site.open(&Ear::default());
+    assert!(!SourceVault::bring_forward(&site.vault, &site.name).unwrap());
+    drop(open);
+    std::fs::remove_file(site.source().join("catalog.db")).unwrap();
+    assert!(SourceVault::bring_forward(&site.vault, &site.name).unwrap());
+    assert!(!SourceVault::bring_forward(&site.vault, &site.name).unwrap());
+    let history = History::open(&site.source()).unwrap();
+    let found = history_tree(&|r| history.answer(&r), BatchSeq(20));
+    let tree = chaos.model.tree();
+    assert!(found.keys().eq(tree.keys()));
+    assert_same(&site.source().join("mirror"), &tree, "brought forward");
+}
+
 #[test]
 fn a_hostile_source_fails_by_name_and_the_history_stays_readable() {
     let site = Site::new(true);
@@ -671,6 +707,53 @@ fn a_large_file_is_restored_byte_for_byte_and_only_where_its_content_is_whole() 
     assert_eq!((stats.files, stats.failed.len()), (0, 1));
     assert!(stats.failed[0].1.contains("content damaged at byte"));
     assert_eq!(std::fs::read_dir(damaged.path()).unwrap().count(), 0);
+}
+
+/// A vault that is not trusted must not choose the name under which something is written.
+#[test]
+fn what_is_restored_has_the_name_that_was_asked_for() {
+    let site = Site::new(false);
+    let mut maker = Maker::new();
+    let node = maker.node();
+    let ops = [
+        set(node, file_meta(5, 1)),
+        write(node, 0, 0, 0, 5),
+        link(NodeId::ROOT, "report", node),
+    ];
+    site.write(&[maker.batch(&ops, &[b"bytes".to_vec()])]);
+    let history = History::open(&site.source()).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    std::fs::write(to.path().join(".bashrc"), "mine").unwrap();
+    for (other, fails) in [
+        (Some(name(".bashrc")), true),
+        (None, true),
+        (Some(name("report")), false),
+    ] {
+        let ask = |r: Request| {
+            let mut answer = history.answer(&r);
+            if let Response::Stat(Some(entry)) = &mut answer {
+                entry.name.clone_from(&other);
+            }
+            Ok(answer)
+        };
+        let restore = Restore {
+            ask: &ask,
+            paths: vec![BytePath::new("/report").unwrap()],
+            at: BatchSeq(1),
+            to_dir: to.path().to_owned(),
+            overwrite: true,
+            dry_run: false,
+            progress: None,
+        };
+        let done = restore.run();
+        assert_eq!(
+            matches!(done, Err(RestoreError::Answer(_))),
+            fails,
+            "{other:?}: {done:?}"
+        );
+    }
+    assert_eq!(std::fs::read(to.path().join(".bashrc")).unwrap(), b"mine");
+    assert_eq!(std::fs::read(to.path().join("report")).unwrap(), b"bytes");
 }
 
 /// A disk that is full while a large file is written ends the restore, and nothing half stands under any name.
