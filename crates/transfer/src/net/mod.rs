@@ -27,7 +27,9 @@ pub use link::{
 };
 pub use pair::{PairError, Paired, pair, pair_blocking};
 pub use rate::TokenBucket;
-pub use serve::{Server, ServerOptions, Service, ServiceCounters, serve_connection, serve_stdio};
+pub use serve::{
+    HISTORIES, Server, ServerOptions, Service, ServiceCounters, serve_connection, serve_stdio,
+};
 pub use ssh::{SshTarget, remote_command};
 
 use std::time::Duration;

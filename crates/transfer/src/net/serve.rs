@@ -31,6 +31,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Most sessions at once.
 pub const SESSIONS: usize = 512;
+/// Most sessions of one source at once that ask for its history: the places are for the backups of all.
+pub const HISTORIES: usize = 16;
 /// Most connections at once whose hello is still to come; further ones wait in the listen queue.
 pub const HANDSHAKES: usize = 64;
 /// How long a newer session waits for the older one's log to be closed.
@@ -95,11 +97,21 @@ pub struct Service {
 }
 
 /// One source's place: who has the lock may write.
-#[derive(Default)]
 struct Slot {
     writer: Arc<tokio::sync::Mutex<()>>,
     /// Number of the newest session; older ones give way.
     newest: watch::Sender<u64>,
+    histories: Arc<Semaphore>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot {
+            writer: Arc::default(),
+            newest: watch::Sender::default(),
+            histories: Arc::new(Semaphore::new(HISTORIES)),
+        }
+    }
 }
 
 impl Service {
@@ -175,6 +187,10 @@ impl Service {
         })
     }
 
+    fn slot(&self, name: &SourceName) -> Arc<Slot> {
+        self.slots.lock().entry(name.clone()).or_default().clone()
+    }
+
     async fn open_pair(self: Arc<Self>, peer: Peer, token: Vec<u8>) -> Result<Opened, Refusal> {
         let Peer::Key(fingerprint) = peer else {
             let text = "over ssh there is nothing to pair: ssh has let the source in";
@@ -189,19 +205,24 @@ impl Service {
     async fn open_history(self: Arc<Self>, peer: Peer) -> Result<Opened, Refusal> {
         let place = self.place()?;
         let name = self.identify(peer).await?;
+        let mine = self.slot(&name).histories.clone();
+        let mine = mine.try_acquire_owned().map_err(|_| {
+            let text = "this source asks for its history as often at once as it may: close another";
+            Refusal::new(RefusalCode::Busy, text)
+        })?;
         let of = name.clone();
         let answers = self.blocking(move |d| d.history(&of)).await??;
         Ok(Opened::History {
             name,
             answers,
-            place,
+            place: (place, mine),
         })
     }
 
     async fn open_backup(self: Arc<Self>, peer: Peer) -> Result<Opened, Refusal> {
         let place = self.place()?;
         let name = self.identify(peer).await?;
-        let slot = self.slots.lock().entry(name.clone()).or_default().clone();
+        let slot = self.slot(&name);
         let mut turn = 0;
         slot.newest.send_modify(|newest| {
             *newest += 1;
@@ -247,7 +268,7 @@ enum Opened {
     History {
         name: SourceName,
         answers: HistoryAnswers,
-        place: OwnedSemaphorePermit,
+        place: (OwnedSemaphorePermit, OwnedSemaphorePermit),
     },
     Backup(Box<OpenBackup>),
 }

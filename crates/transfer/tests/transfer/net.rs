@@ -390,6 +390,19 @@ fn questions_are_answered_several_at_once_and_large_ones_in_parts() {
     );
 }
 
+/// The places are for everybody's backups.
+#[test]
+fn a_source_has_so_many_histories_open_and_no_more() {
+    let rt = Runtime::new().unwrap();
+    let service = service(&Arc::new(FakeVault::default()));
+    let open = || HistoryClient::connect(rt.handle(), memory(&rt, service.clone(), vec![]), "t");
+    let mut all: Vec<_> = (0..HISTORIES).map(|_| open().unwrap()).collect();
+    let refused = open().err().expect("one too many").to_string();
+    assert!(refused.contains("history"), "{refused}");
+    drop(all.pop());
+    wait_for("a place", || open().ok());
+}
+
 #[test]
 fn blocks_come_as_they_are_stored() {
     let rt = Runtime::new().unwrap();
