@@ -12,6 +12,7 @@ pub struct Excludes {
     root: BytePath,
     matcher: Gitignore,
     absolute: Vec<BytePath>,
+    anchored: bool,
 }
 
 /// A pattern that cannot be read.
@@ -33,6 +34,10 @@ impl Excludes {
         absolute: Vec<BytePath>,
     ) -> Result<Self, BadPattern> {
         let mut b = GitignoreBuilder::new("/");
+        // A slash at the beginning or in the middle: gitignore(5).
+        let anchored = patterns
+            .iter()
+            .any(|p| p.trim_end().trim_end_matches('/').contains('/'));
         for pattern in patterns {
             let bad = |why: String| BadPattern {
                 pattern: pattern.clone(),
@@ -48,7 +53,14 @@ impl Excludes {
             root,
             matcher,
             absolute,
+            anchored,
         })
+    }
+
+    /// May a pattern mean a place in the tree, and not a name alone? Then what is below a directory may be excluded under one of its
+    /// names, and not under another.
+    pub fn has_anchored(&self) -> bool {
+        self.anchored
     }
 
     /// Is the entry itself excluded? Does not look at the directories above it: who walks a tree has
@@ -117,5 +129,15 @@ mod tests {
         assert!(!e.excludes(&p("/srv"), true));
         assert!(!e.excludes(&p("/elsewhere/b.tmp"), false));
         assert!(Excludes::new(p("/srv"), &["[z-a]".into()], vec![]).is_err());
+        let anchored = |pattern: &str| {
+            let e = Excludes::new(p("/srv"), &[pattern.into()], vec![]);
+            e.unwrap().has_anchored()
+        };
+        assert!(
+            ["/cache", "a/b", "/a/", "**/x", "!a/b"]
+                .into_iter()
+                .all(anchored)
+        );
+        assert!(!["*.tmp", "cache/", "!keep.tmp"].into_iter().any(anchored));
     }
 }

@@ -58,6 +58,7 @@ struct Sim {
     ranges_held: Option<usize>,
     /// See [`BackupUnit::set_backlog`].
     backlog: Option<usize>,
+    excludes: Vec<String>,
     /// The unit is told how far the messages are.
     told: Option<Arc<AtomicU64>>,
     limit: usize,
@@ -112,6 +113,7 @@ impl Sim {
             exact,
             ranges_held,
             backlog,
+            excludes: vec!["*.skip".into()],
             told,
             limit,
             journal: Vec::new(),
@@ -147,7 +149,7 @@ impl Sim {
 
     fn unit_with(&mut self, index: Index) -> BackupUnit {
         let path = byte_path(&self.root);
-        let excludes = Excludes::new(path.clone(), &["*.skip".into()], vec![]).expect("valid");
+        let excludes = Excludes::new(path.clone(), &self.excludes, vec![]).expect("valid");
         let spec = RootSpec {
             slot: 1,
             path,
@@ -1059,4 +1061,96 @@ fn writeback_of_mapped_bytes_starts_before_they_are_read() {
         .expect("readable")
         .differences(&ours, 5);
     assert_eq!(diff, Vec::<String>::new());
+}
+
+/// The message of a rename.
+fn renamed(sim: &mut Sim, from: &Path, to: &Path) {
+    let op = ChangeOp::Rename {
+        to_path: byte_path(to),
+        to_dir: id_of(to.parent().expect("below /")).expect("there"),
+        to_name: Name::new(to.file_name().expect("has one").as_encoded_bytes()).expect("valid"),
+    };
+    let told = sim.change(from, op);
+    fs::rename(from, to).expect("renamed");
+    sim.queue.push(told);
+}
+
+#[test]
+fn a_directory_that_moves_behind_a_compare_is_compared_all_the_same() {
+    let mut sim = told_sim();
+    let dirs = ["p", "q"].map(|n| sim.root.join(n));
+    dirs.iter().for_each(|d| fs::create_dir(d).expect("made"));
+    // In this order they are compared.
+    let [first, last] = match id_of(&dirs[0]) < id_of(&dirs[1]) {
+        true => [&dirs[0], &dirs[1]],
+        false => [&dirs[1], &dirs[0]],
+    };
+    let (from, to) = (last.join("X"), first.join("X"));
+    fs::create_dir(&from).expect("made");
+    fs::write(from.join("f"), "old").expect("written");
+    sim.compare_all();
+    sim.check();
+
+    // While nobody watches.
+    drop(sim.unit.take());
+    fs::write(from.join("f"), "newer").expect("written");
+    sim.start();
+    sim.round(1, None);
+    sim.round(1, None);
+    renamed(&mut sim, &from, &to);
+    sim.round(1, None);
+    sim.check();
+}
+
+#[test]
+fn what_is_excluded_by_its_place_is_looked_at_when_it_has_another() {
+    let mut sim = told_sim();
+    sim.excludes.push("/staging/uploads/".into());
+    drop(sim.unit.take());
+    sim.start();
+    let (staging, live) = (sim.root.join("staging"), sim.root.join("live"));
+    fs::create_dir_all(staging.join("uploads/deep")).expect("made");
+    fs::write(staging.join("uploads/deep/f"), "bytes").expect("written");
+    sim.tell(&staging, ChangeOp::Create);
+    sim.settle();
+    let has_it = |sim: &Sim, place: &Path| {
+        let v = sim.vault.lock().expect("not poisoned");
+        let ours = v.model.snapshot(&byte_path(&sim.root)).expect("there");
+        let real = Snapshot::of_dir(&sim.root).expect("readable");
+        assert!(place.exists());
+        real.differences(&ours, 5).is_empty()
+    };
+    assert!(!has_it(&sim, &staging));
+    renamed(&mut sim, &staging, &live);
+    sim.settle();
+    assert!(has_it(&sim, &live));
+    renamed(&mut sim, &live, &staging);
+    sim.settle();
+    assert!(!has_it(&sim, &staging));
+}
+
+#[test]
+fn what_was_beneath_a_mount_is_looked_at_once_that_has_gone() {
+    let mut sim = told_sim();
+    let place = sim.root.join("data");
+    fs::create_dir(&place).expect("made");
+    let run = |program: &str, args: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        let done = command.args(args).arg(&place).status();
+        assert!(done.expect("runs").success(), "{program}");
+    };
+    run("mount", &["-t", "tmpfs", "farwrite-test"]);
+    fs::write(place.join("other"), "not ours").expect("written");
+    sim.tell(&place, ChangeOp::Create);
+    sim.settle();
+    let boundaries = |sim: &Sim| {
+        let unit = sim.unit.as_ref().expect("running");
+        unit.boundaries().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(boundaries(&sim), [byte_path(&place)]);
+    run("umount", &[]);
+    fs::write(place.join("ours"), "bytes").expect("written");
+    sim.idle();
+    assert_eq!(boundaries(&sim), []);
+    sim.check();
 }

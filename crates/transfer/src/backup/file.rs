@@ -6,13 +6,14 @@ use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Varian
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
 use super::seen::Start;
-use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, TICK, UnitError};
+use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, UnitError, tick_of};
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BackupCommand, ChangeSeq, Extent, NodeId, Op};
 use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::Ordering;
 
 /// Files of this size or more may be compared by several threads.
 const HELPED_BYTES: u64 = 32 << 20;
@@ -509,7 +510,7 @@ impl BackupUnit {
                 }
             },
         };
-        let racy = stat.ctime.max(stat.mtime).after(TICK) >= started.at;
+        let racy = stat.ctime.max(stat.mtime).after(tick_of(&stat)) >= started.at;
         let partial = trusted && stat.size > SMALL_BYTES;
         let flags = NodeFlags::SUMS
             .with(NodeFlags::RACY, racy)
@@ -555,8 +556,8 @@ impl BackupUnit {
             });
         }
         self.send_content(node, content)?;
-        if racy {
-            self.racy.push((node, started.at));
+        if racy && !self.blind.load(Ordering::Acquire) {
+            self.racy.push((node, started.at.after(tick_of(&stat) * 2)));
         }
         if partial && self.partial.len() < PARTIAL_HELD {
             self.partial.insert(node, started.at);

@@ -7,7 +7,7 @@
 
 use super::rows::{NodeFlags, NodeRow, Undo};
 use farwrite_core::op::Chain;
-use farwrite_core::{BatchSeq, Commit, Epoch, Name, NodeId, Op, Timestamp};
+use farwrite_core::{BatchSeq, Commit, Epoch, Kind, Name, NodeId, Op, Timestamp};
 use farwrite_fs::Stat;
 use farwrite_sql::Database;
 use rusqlite::config::DbConfig;
@@ -15,6 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_bytes::ByteBuf;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Format of the index file.
 const FORMAT: i64 = 1;
@@ -28,6 +29,9 @@ const SOUGHT_STAGED: i64 = 1;
 const SOUGHT_OWED: i64 = 2;
 /// Slot of directories above the protected ones, and of mount points: never found by inode number.
 pub const SLOT_NONE: u32 = u32::MAX;
+/// Within this time what was written to a file is on the disk: Linux's own bounds, half a minute after a change and five seconds between
+/// two looks (`vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`), several times over.
+pub const UNWRITTEN: Duration = Duration::from_secs(120);
 
 /// What can go wrong with an index.
 #[derive(Debug, thiserror::Error)]
@@ -651,6 +655,53 @@ impl Index {
         )
     }
 
+    /// Notes by which start of the machine (`/proc/sys/kernel/random/boot_id`, random(4)) the index is used from now on. If it is
+    /// another than before: a file that was written to just before the machine went down may have the times with which it was
+    /// read, and older content, for a filesystem that journals metadata alone puts them on the disk first. Files that had changed
+    /// within [`UNWRITTEN`] of the last batch are to be read again. Returns how many.
+    pub fn note_boot(&mut self, boot: &str) -> Result<u64> {
+        let known = self
+            .prepare("SELECT value FROM meta WHERE key = 'boot'")?
+            .query_row([], |r| r.get::<_, Vec<u8>>(0))
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        if known.as_deref() == Some(boot.as_bytes()) {
+            return Ok(0);
+        }
+        self.begin()?;
+        let (mut doubted, mut behind) = (0, i64::MIN);
+        loop {
+            let page = self.nodes_behind(behind)?;
+            let Some((last, _)) = page.last() else { break };
+            behind = *last;
+            for (id, mut row) in page {
+                let late = row.origin.ctime.after(UNWRITTEN) >= self.state.time;
+                if late && row.meta.kind == Kind::File {
+                    row.flags = row.flags.with(NodeFlags::SUSPECT, true);
+                    self.put_node(NodeId(id as u64), &row)?;
+                    doubted += 1;
+                }
+            }
+        }
+        self.run(
+            "INSERT OR REPLACE INTO meta(key, value) VALUES ('boot', ?1)",
+            params![boot.as_bytes()],
+        )?;
+        self.commit_quietly()?;
+        Ok(doubted)
+    }
+
+    fn nodes_behind(&self, id: i64) -> Result<Vec<(i64, NodeRow)>> {
+        let mut s =
+            self.prepare("SELECT id, data FROM nodes WHERE id > ?1 ORDER BY id LIMIT 4096")?;
+        let rows = s.query_map([id], |r| Ok((r.get(0)?, r.get::<_, Vec<u8>>(1)?)));
+        let decoded = |row: rusqlite::Result<(i64, Vec<u8>)>| {
+            let (id, blob) = row.map_err(|e| self.sql(e))?;
+            Ok((id, self.decode(&blob)?))
+        };
+        rows.map_err(|e| self.sql(e))?.map(decoded).collect()
+    }
+
     /// Nodes in the index.
     pub fn count(&self) -> Result<u64> {
         self.db
@@ -963,6 +1014,56 @@ mod tests {
             index.put_name(parent, &name, NodeId(7)).unwrap(),
             Some(NodeId(6))
         );
+    }
+
+    #[test]
+    fn after_another_start_of_the_machine_what_changed_last_is_doubted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::open(&dir.path().join("index"), 1 << 20).unwrap();
+        assert_eq!(index.note_boot("first").unwrap(), 0);
+        let now = index.state().time;
+        let at = |seconds| now.after(Duration::from_secs(seconds));
+        // Changed when the last batch was closed, long before, and a directory.
+        let row = |kind, ctime| NodeRow {
+            meta: Meta {
+                kind,
+                ..Meta::plain_dir()
+            },
+            origin: Origin {
+                slot: 1,
+                ctime,
+                ..Origin::default()
+            },
+            flags: NodeFlags::default(),
+            sum: [0; 16],
+        };
+        index.begin().unwrap();
+        let rows = [
+            (2, row(Kind::File, at(10_000))),
+            (3, row(Kind::File, at(1))),
+            (4, row(Kind::Dir, at(10_000))),
+        ];
+        for (id, row) in &rows {
+            index.add_node(NodeId(*id), row).unwrap();
+        }
+        let commit = Commit {
+            seq: BatchSeq(1),
+            epoch: index.state().epoch,
+            time: at(10_000),
+            clean: true,
+            ops: 0,
+            blocks: 0,
+            next_node: NodeId(5),
+            chain: [0; 32],
+        };
+        index.commit_batch(&commit).unwrap();
+        assert_eq!(index.note_boot("first").unwrap(), 0);
+        assert_eq!(index.owed().unwrap(), []);
+        for (boot, doubted) in [("second", 1), ("second", 0)] {
+            assert_eq!(index.note_boot(boot).unwrap(), doubted);
+            let owed = index.owed().unwrap();
+            assert_eq!(owed.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2]);
+        }
     }
 
     #[test]

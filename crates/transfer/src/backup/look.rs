@@ -2,7 +2,7 @@
 
 use super::index::SLOT_NONE;
 use super::rows::{NodeFlags, NodeRow};
-use super::tree::{Found, OpenDir, Refused};
+use super::tree::{Found, OpenDir, Refused, Root};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Dir, Stat, is_absent, read_meta};
@@ -245,9 +245,12 @@ impl BackupUnit {
                 self.owed.remove(&id);
             }
         }
-        if c.what.recursive && self.tree.roots().iter().any(|r| r.id == id) {
+        if c.what.recursive
+            && let Some(root) = self.tree.roots().iter().find(|r| r.id == id)
+        {
             // Whatever was queued below is covered by this one, and may have been collapsed into it.
-            self.compares.clear();
+            let slot = root.spec.slot;
+            self.compares.retain(|_, of| *of != slot);
             self.new_dirs.clear();
         }
         let dir = match self.tree.by_file(&self.index, id)? {
@@ -360,7 +363,10 @@ impl BackupUnit {
             self.close_if_full()?;
         }
         let held = known.len() + self.put_back.len() < HELD_DEPARTURES;
-        for (name, _) in known {
+        for (name, (node, row)) in known {
+            if held && c.what.recursive && row.is_dir() {
+                self.missing.insert(node);
+            }
             let what = What {
                 name: true,
                 moved: held,
@@ -375,6 +381,7 @@ impl BackupUnit {
                 true => self.put_back.push((gone, false)),
                 false => self.send_unname(dir.node, &name)?,
             }
+            self.close_if_full()?;
         }
         Ok(())
     }
@@ -403,7 +410,10 @@ impl BackupUnit {
             recursive: true,
             ..What::default()
         };
-        self.compares.insert(id);
+        let roots = self.tree.roots().iter();
+        let above = |r: &&Root| r.id.dev == id.dev && path.starts_with(&r.spec.path);
+        let slot = roots.filter(above).map(|r| r.spec.slot).next();
+        self.compares.insert(id, slot.unwrap_or(SLOT_NONE));
         self.put_back
             .push((Self::follow_up(c, path, Target::Directory(id), what), false));
     }
@@ -477,8 +487,11 @@ impl BackupUnit {
         let mut c = c.clone();
         c.what.created = false;
         c.what.attr = true;
-        // A compare that is under way may have passed the new place already and not have come to the old one.
-        if row.is_dir() && (compare || self.catching_up()) {
+        // A compare that is under way may have passed the new place already and not have come to the old one, or may have passed
+        // both. And what is excluded by its whole path may not be under its new one.
+        let unseen = compare || c.what.doubt || self.catching_up();
+        let excludes = &self.tree.root(e.dir.root).spec.excludes;
+        if row.is_dir() && (self.missing.remove(&node) || unseen || excludes.has_anchored()) {
             self.queue_compare(&c, e.path.clone(), e.stat.id);
         }
         self.update(e, node, row, &c, compare || ahead)

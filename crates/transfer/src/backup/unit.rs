@@ -16,11 +16,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Times are trusted to show a later change once the last read is this much later than them: more than one tick
 /// of the slowest kernel clock (10 ms at HZ=100).
 pub(super) const TICK: Duration = Duration::from_millis(25);
+/// The same where a filesystem keeps whole seconds, or two of them (FAT, ext4 with small inodes, much of FUSE).
+const COARSE_TICK: Duration = Duration::from_secs(2);
 /// A sensor that is empty now has told of what it lost this long ago (the eBPF sensor asks its programs when it is read, if
 /// it has not for a second).
 const LOSS_TOLD: Duration = Duration::from_secs(3);
@@ -28,6 +31,8 @@ const LOSS_TOLD: Duration = Duration::from_secs(3);
 pub(super) const PARTIAL_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
+/// How often the places where something is mounted are looked at: nobody tells that it is no longer.
+const MOUNTS_EVERY: Duration = Duration::from_secs(30);
 /// A round of this many commands about names and files is one of several.
 const BACKLOG: usize = 2048;
 /// Files that one round tells of.
@@ -38,6 +43,14 @@ const LONG_SEARCH: Duration = Duration::from_micros(500);
 const SEARCHES_TOLD: usize = 256;
 /// Problems remembered one by one; beyond that they are only counted.
 const PROBLEMS: usize = 1000;
+
+/// The tick of a file's times.
+pub(super) fn tick_of(stat: &Stat) -> Duration {
+    match stat.ctime.nsec == 0 && stat.mtime.nsec == 0 {
+        true => COARSE_TICK,
+        false => TICK,
+    }
+}
 
 /// What ends the unit's work.
 #[derive(Debug, thiserror::Error)]
@@ -140,8 +153,10 @@ pub struct BackupUnit {
     /// This round is one of several: what it shares with the next can wait for that.
     backlog: bool,
     pub(super) lost: Vec<NodeId>,
-    /// Directories whose recursive compare is in the queue.
-    pub(super) compares: HashSet<FileId>,
+    /// Directories whose recursive compare is in the queue, and the protected directory that each is in.
+    pub(super) compares: HashMap<FileId, u32>,
+    /// Directories that a compare has not found where they were: what is below them has not been compared.
+    pub(super) missing: HashSet<NodeId>,
     /// Those of them that were new when they were put there: as long as nothing in them is known, all files are to be read.
     pub(super) new_dirs: HashMap<FileId, NodeId>,
     pub(super) ahead: ReadAhead,
@@ -157,11 +172,16 @@ pub struct BackupUnit {
     pub(super) now: Now,
     /// [`BackupStats::commands`] when it was idle last.
     commands_at_idle: u64,
+    /// What was read within the tick of its last change, and from when on another change would have been told of.
     pub(super) racy: Vec<(NodeId, Timestamp)>,
+    /// See [`BackupUnit::set_blind`].
+    pub(super) blind: Arc<AtomicBool>,
     /// See [`NodeFlags::PARTIAL`]: when each was last read so.
     pub(super) partial: HashMap<NodeId, Timestamp>,
     pub(super) problems: BTreeMap<BytePath, Problem>,
     boundaries: BTreeSet<BytePath>,
+    /// When those were last looked at.
+    boundaries_at: Timestamp,
     last_batch: Option<BatchSeq>,
     last_clean: bool,
     /// The index says that something was left out ([`Index::is_incomplete`]).
@@ -205,6 +225,12 @@ impl BackupUnit {
         self.helped = helped;
     }
 
+    /// While this is set no change is told of, all that happens is found by comparing: then what was read too soon after its last
+    /// change is read once more by the next compare.
+    pub fn set_blind(&mut self, blind: Arc<AtomicBool>) {
+        self.blind = blind;
+    }
+
     /// Sets from how many commands on a round counts as one of several (at least 1): what a test makes small.
     pub fn set_backlog(&mut self, commands: usize) {
         self.backlog_from = commands.max(1);
@@ -237,7 +263,8 @@ impl BackupUnit {
             current: (ChangeSeq::UNKNOWN, Timestamp::default()),
             backlog: false,
             lost: Vec::new(),
-            compares: HashSet::new(),
+            compares: HashMap::new(),
+            missing: HashSet::new(),
             new_dirs: HashMap::new(),
             ahead: ReadAhead::new(Now::new(clock.clone())),
             owed: HashSet::new(),
@@ -254,9 +281,11 @@ impl BackupUnit {
             helped: false,
             writeback: Box::new(|file, _| file.sync_data()),
             racy: Vec::new(),
+            blind: Arc::default(),
             partial: HashMap::new(),
             problems: BTreeMap::new(),
             boundaries: BTreeSet::new(),
+            boundaries_at: Timestamp::default(),
             last_batch: None,
             last_clean: false,
         };
@@ -391,6 +420,9 @@ impl BackupUnit {
         &mut self,
         quiet: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<BackupCommand>, UnitError> {
+        // Asked once: nothing is looked at in between.
+        let mut asked = None;
+        let quiet: &mut dyn FnMut() -> bool = &mut || *asked.get_or_insert_with(&mut *quiet);
         self.tree.close_all();
         self.ahead.rest();
         // One that is busy is told to be idle now and then, too.
@@ -402,14 +434,15 @@ impl BackupUnit {
         if self.compares.is_empty() {
             self.new_dirs.clear();
         }
-        self.settle_racy()?;
+        self.settle_racy(quiet)?;
         self.settle_partial(quiet)?;
+        self.settle_missing(quiet);
         self.note_completeness(quiet)?;
         if !self.last_clean && self.index.state().seq > BatchSeq(0) && quiet() {
             self.close_as(true)?;
         }
         let now = self.clock.now();
-        let mut due = Vec::new();
+        let mut due = self.leave_boundaries(now);
         for p in self.problems.values_mut().filter(|p| p.retry_at <= now) {
             p.retry_at = now.after(RETRY);
             due.push(p.command.clone());
@@ -446,7 +479,10 @@ impl BackupUnit {
         let now = self.clock.now();
         let retries = self.problems.values().map(|p| p.retry_at);
         let lost = self.problems_lost.then_some(self.lost_retry_at);
-        retries.chain(lost).min().map(|at| at.since(now))
+        let mounted = !self.boundaries.is_empty();
+        let mounts = mounted.then(|| self.boundaries_at.after(MOUNTS_EVERY));
+        let all = retries.chain(lost).chain(mounts);
+        all.min().map(|at| at.since(now))
     }
 
     /// Tells the unit that the vault has everything up to `seq`.
@@ -785,18 +821,21 @@ impl BackupUnit {
         Ok(())
     }
 
-    fn settle_racy(&mut self) -> Result<(), UnitError> {
+    /// What was read within the tick of its last change, and of which no other change has been told since.
+    fn settle_racy(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
         let now = self.clock.now();
+        let is_old = |(_, t): &(NodeId, Timestamp)| now > *t;
         let old: Vec<NodeId> = self
             .racy
             .iter()
-            .filter(|(_, t)| now.since(*t) > TICK * 2)
+            .filter(|r| is_old(r))
             .map(|(n, _)| *n)
             .collect();
-        self.racy.retain(|(_, t)| now.since(*t) <= TICK * 2);
-        if !old.is_empty() {
-            self.index.begin()?;
+        if old.is_empty() || !quiet() {
+            return Ok(());
         }
+        self.racy.retain(|r| !is_old(r));
+        self.index.begin()?;
         for node in old {
             if let Some(mut row) = self.index.node(node)? {
                 row.flags = row.flags.with(NodeFlags::RACY, false);
@@ -861,6 +900,53 @@ impl BackupUnit {
             self.index.commit_quietly()?;
         }
         Ok(())
+    }
+
+    /// In a quiet moment without a compare all moves have been told of and looked at.
+    fn settle_missing(&mut self, quiet: &mut dyn FnMut() -> bool) {
+        if !self.missing.is_empty() && !self.catching_up() && quiet() {
+            self.missing.clear();
+        }
+    }
+
+    /// Where another filesystem was mounted and is no longer, what was beneath it is to be seen again, and nobody tells.
+    fn leave_boundaries(&mut self, now: Timestamp) -> Vec<BackupCommand> {
+        if self.boundaries.is_empty() || now < self.boundaries_at.after(MOUNTS_EVERY) {
+            return Vec::new();
+        }
+        self.boundaries_at = now;
+        let mut left = Vec::new();
+        self.boundaries.retain(|path| {
+            let Some((above, name)) = path.split_last() else {
+                return false;
+            };
+            let Ok(dir) = Dir::open_absolute(&above) else {
+                return false;
+            };
+            let (Ok(at), Ok(there)) = (dir.stat_self(), dir.stat(&name)) else {
+                return false;
+            };
+            let mounted = there.id.dev != at.id.dev || there.mount_root;
+            if !mounted {
+                tracing::info!(%path, "nothing is mounted there any more: looking at what is there");
+                left.push((Target::Name { dir: at.id, name }, path.clone()));
+            }
+            mounted
+        });
+        let look = |(target, path)| BackupCommand {
+            path,
+            target,
+            what: What {
+                name: true,
+                ..What::default()
+            },
+            extents: None,
+            first: ChangeSeq::UNKNOWN,
+            since: now,
+            newest: ChangeSeq::UNKNOWN,
+            attempts: 0,
+        };
+        left.into_iter().map(look).collect()
     }
 
     /// Is there something whose changes nobody has watched, and that has not been compared yet?
