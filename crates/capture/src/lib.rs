@@ -14,6 +14,7 @@ mod clock;
 #[cfg(feature = "ebpf")]
 mod ebpf;
 mod fanotify;
+mod held;
 mod inotify;
 mod kmod;
 mod mark;

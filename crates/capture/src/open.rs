@@ -1,5 +1,6 @@
 //! Chooses and opens a sensor.
 
+use crate::held::WithHeld;
 use crate::{
     ChangeSource, FanotifySource, InotifySource, KmodSource, ScanSource, SensorChoice, SensorError,
     SensorOptions, WatchRoot,
@@ -32,11 +33,11 @@ pub fn open(
         )),
         SensorChoice::Ebpf => Ok((ebpf(roots, opts)?, "chosen by hand".into())),
         SensorChoice::Fanotify => Ok((
-            Box::new(FanotifySource::open(roots, opts)?),
+            helped(FanotifySource::open(roots, opts)?, roots),
             "chosen by hand".into(),
         )),
         SensorChoice::Inotify => Ok((
-            Box::new(InotifySource::open(roots, opts)?),
+            helped(InotifySource::open(roots, opts)?, roots),
             "chosen by hand".into(),
         )),
         SensorChoice::Scan => Ok((
@@ -45,6 +46,11 @@ pub fn open(
         )),
         SensorChoice::Auto => auto(roots, opts),
     }
+}
+
+/// A sensor that is not told of all writes to files that are kept open.
+fn helped(source: impl ChangeSource + 'static, roots: &[WatchRoot]) -> Box<dyn ChangeSource> {
+    Box::new(WithHeld::new(Box::new(source), roots))
 }
 
 #[cfg(feature = "ebpf")]
@@ -92,12 +98,12 @@ fn auto(
     let fanotify = match FanotifySource::open(roots, opts) {
         Ok(s) => {
             let why = format!("sees whole filesystems, names and identities; {ebpf}");
-            return Ok((Box::new(s), why));
+            return Ok((helped(s, roots), why));
         }
         Err(e) => e,
     };
     let inotify = match InotifySource::open(roots, opts) {
-        Ok(s) => return Ok((Box::new(s), format!("{ebpf}; {fanotify}"))),
+        Ok(s) => return Ok((helped(s, roots), format!("{ebpf}; {fanotify}"))),
         Err(e) => e,
     };
     let why = format!("{ebpf}; {fanotify}; {inotify}");

@@ -2,7 +2,7 @@
 //! filesystems whose changes are made elsewhere (network mounts), where the kernel has nothing to tell.
 
 use crate::clock::now;
-use crate::wake::{Ready, Waker, deadline};
+use crate::wake::{Waker, deadline};
 use crate::{
     ChangeSource, ReadState, SensorError, SensorKind, SensorOptions, SensorStats, WatchRoot,
 };
@@ -58,17 +58,20 @@ impl ChangeSource for ScanSource {
         }
     }
 
-    /// A wake makes a comparison due at once: a flush through this sensor means "compare now".
+    fn look_now(&mut self) {
+        self.due = Instant::now();
+    }
+
     fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError> {
         let until = deadline(timeout).min(self.due);
-        let ready = self
-            .waker
+        // A wake alone is no reason to compare: others than a flush have one, too.
+        self.waker
             .wait(None, until)
             .map_err(|e| SensorError::Read {
                 sensor: SensorKind::Scan,
                 source: e.into(),
             })?;
-        if ready == Ready::Woken || Instant::now() >= self.due {
+        if Instant::now() >= self.due {
             self.report(out);
         }
         Ok(ReadState::Drained)

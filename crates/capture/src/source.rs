@@ -96,6 +96,9 @@ pub trait ChangeSource: Send {
         Ok(())
     }
 
+    /// What has changed until now is wanted at the next read. A sensor that is told of changes has nothing to do.
+    fn look_now(&mut self) {}
+
     /// What it takes to know later that recording has never stopped; `None` if the sensor does not persist. Constant
     /// while the source is open.
     fn continuity(&self) -> Option<Continuity> {

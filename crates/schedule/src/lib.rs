@@ -15,7 +15,9 @@ mod queue;
 
 pub use dirty::{DirtySet, Taken};
 pub use journal::{Journal, JournalError, JournalStats, Recovered};
-pub use manage::{Drain, DrainTicket, ManagingShared, ManagingStats, ManagingUnit, MessageSource};
+pub use manage::{
+    Drain, DrainTicket, Haste, ManagingShared, ManagingStats, ManagingUnit, MessageSource,
+};
 pub use pacer::{Interval, Pacer, PacerSetting, ParseIntervalError, REST_MAX, Round};
 pub use process::{CommandSink, Outcome, ProcessingStats, ProcessingUnit, Stopped};
 pub use queue::{Queue, QueueStats, Wait};

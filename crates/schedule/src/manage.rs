@@ -31,6 +31,21 @@ pub trait MessageSource {
     fn release(&mut self) -> Result<(), String> {
         Ok(())
     }
+
+    /// Somebody wants all that has changed until now to be backed up ([`Haste::Flush`]): whoever is not told of changes, but
+    /// compares now and then, has to do so at the next read.
+    fn look_now(&mut self) {}
+}
+
+/// How soon the sensor's queue is to be empty, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Haste {
+    /// Who asks can do without: the interval that the unit lets pass is not shortened.
+    Leisure,
+    /// At once.
+    Urgent,
+    /// At once, and what a sensor is not told of is looked for.
+    Flush,
 }
 
 /// Longest wait for messages while some are not done with: the journal's checkpoint is to follow.
@@ -94,6 +109,8 @@ struct Drains {
     requested: u64,
     /// The last request for which the unit does not let its interval pass.
     urgent: u64,
+    /// The last request for which the sensor looks by itself.
+    flush: u64,
     done: u64,
     last: ChangeSeq,
 }
@@ -138,11 +155,17 @@ impl ManagingUnit {
         // Drains that were asked for before the first read that a `Drained` will cover.
         let mut covered = None;
         let mut settled = false;
+        // The last request for which the sensor has been told to look.
+        let mut looked = 0;
         while !self.shared.stop.load(Ordering::Acquire) {
-            let (requested, done) = {
+            let (requested, done, flush) = {
                 let d = self.shared.drains.lock();
-                (d.requested, d.done)
+                (d.requested, d.done, d.flush)
             };
+            if flush > looked {
+                looked = flush;
+                source.look_now();
+            }
             let covers = *covered.get_or_insert(requested);
             let timeout = match () {
                 () if requested > done => Duration::ZERO,
@@ -279,19 +302,19 @@ impl ManagingShared {
     /// Asks the unit to empty the sensor's queue and waits until it has. `wake` interrupts the sensor's wait. Returns
     /// the last message then queued: all changes made before the call are at or before it. `None` at the deadline.
     pub fn barrier(&self, wake: &dyn Fn(), deadline: Instant) -> Option<ChangeSeq> {
-        self.wait_drained(&mut None, true, wake, deadline)
+        self.wait_drained(&mut None, Haste::Urgent, wake, deadline)
     }
 
     /// The same for who can do without: does not shorten the interval that the unit lets pass.
     pub fn barrier_at_leisure(&self, wake: &dyn Fn(), deadline: Instant) -> Option<ChangeSeq> {
-        self.wait_drained(&mut None, false, wake, deadline)
+        self.wait_drained(&mut None, Haste::Leisure, wake, deadline)
     }
 
     /// The same in several tries: the first one asks, and leaves in `ticket` what the next ones go on waiting for.
     pub fn wait_drained(
         &self,
         ticket: &mut Option<DrainTicket>,
-        urgent: bool,
+        haste: Haste,
         wake: &dyn Fn(),
         deadline: Instant,
     ) -> Option<ChangeSeq> {
@@ -300,8 +323,11 @@ impl ManagingShared {
             Some(t) => t.0,
             None => {
                 d.requested += 1;
-                if urgent {
+                if haste >= Haste::Urgent {
                     d.urgent = d.requested;
+                }
+                if haste == Haste::Flush {
+                    d.flush = d.requested;
                 }
                 self.drained.notify_all();
                 wake();
@@ -328,5 +354,55 @@ impl ManagingShared {
     /// Counters.
     pub fn stats(&self) -> ManagingStats {
         *self.stats.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Journal;
+    use std::sync::atomic::AtomicU64;
+
+    /// A sensor that is told of nothing.
+    struct Blind(Arc<AtomicU64>);
+
+    impl MessageSource for Blind {
+        fn read(&mut self, _: &mut Vec<Change>, _: Duration) -> Result<Drain, String> {
+            std::thread::yield_now();
+            Ok(Drain::Drained)
+        }
+
+        fn look_now(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn only_a_flush_has_a_sensor_look_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let setting = PacerSetting::new(crate::Interval::default());
+        let (filter, observer) = (Box::new(|_: &Change| true), Box::new(|_, _: &[Change]| ()));
+        let mut unit = ManagingUnit::new(journal, vec![], setting, filter, observer);
+        let shared = unit.shared();
+        let looked = Arc::new(AtomicU64::new(0));
+        let mut sensor = Blind(looked.clone());
+        std::thread::scope(|scope| {
+            let unit = scope.spawn(move || unit.run(&mut sensor));
+            let soon = || Instant::now() + Duration::from_secs(60);
+            for _ in 0..10 {
+                shared.barrier(&|| (), soon()).unwrap();
+                shared.barrier_at_leisure(&|| (), soon()).unwrap();
+            }
+            assert_eq!(looked.load(Ordering::SeqCst), 0);
+            for flushes in 1..=3 {
+                let wake = || ();
+                let done = shared.wait_drained(&mut None, Haste::Flush, &wake, soon());
+                done.unwrap();
+                assert_eq!(looked.load(Ordering::SeqCst), flushes);
+            }
+            shared.stop();
+            unit.join().unwrap().unwrap();
+        });
     }
 }

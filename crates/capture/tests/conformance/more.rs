@@ -85,6 +85,32 @@ fn uring_write(file: &File, bytes: &[u8], offset: u64) -> Option<i32> {
     Some(done.expect("one completion"))
 }
 
+/// One write through io_submit(2).
+fn aio_write(file: &File, bytes: &[u8], offset: u64) {
+    // SAFETY: all zero is a request that is yet to be filled in, an event, and a context as io_setup(2) wants it.
+    let (mut request, mut event): (libc::iocb, [u64; 4]) = unsafe { std::mem::zeroed() };
+    request.aio_lio_opcode = 1; // IOCB_CMD_PWRITE
+    request.aio_fildes = file.as_raw_fd() as u32;
+    request.aio_buf = bytes.as_ptr() as u64;
+    request.aio_nbytes = bytes.len() as u64;
+    request.aio_offset = offset as i64;
+    let mut context: u64 = 0;
+    let requests = [&raw mut request];
+    // SAFETY: all that the calls are given outlives the request, whose completion is awaited.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_io_setup, 4, &raw mut context), 0);
+        let submitted = libc::syscall(libc::SYS_io_submit, context, 1, requests.as_ptr());
+        assert_eq!(submitted, 1);
+        let none = std::ptr::null::<libc::timespec>();
+        let event = event.as_mut_ptr();
+        let done = libc::syscall(libc::SYS_io_getevents, context, 1, 1, event, none);
+        assert_eq!(done, 1);
+        libc::syscall(libc::SYS_io_destroy, context);
+    }
+    // struct io_event: data, obj, res, res2.
+    assert_eq!(event[2], bytes.len() as u64);
+}
+
 /// write(2) as a 32-bit program does it; the negative error number if it fails.
 #[cfg(target_arch = "x86_64")]
 fn write_32(fd: RawFd, bytes: &[u8]) -> i32 {
@@ -195,6 +221,29 @@ fn calls() -> Vec<Row> {
             },
             F,
         ),
+        unseen_while_open(data(
+            "io_submit write",
+            file,
+            |c| {
+                let f = c.rw("f");
+                aio_write(&f, b"late", 4000);
+                Box::new(f)
+            },
+            F,
+        )),
+        unseen_while_open(data(
+            "io_submit write, O_DIRECT",
+            blocks,
+            |c| {
+                let block = Aligned::new(b'd');
+                let Ok(f) = direct(c) else {
+                    return unsupported();
+                };
+                aio_write(&f, block.block(), 5 * BLOCK as u64);
+                Box::new(f)
+            },
+            F,
+        )),
         data(
             "write by a 32-bit system call",
             file,
@@ -209,6 +258,15 @@ fn calls() -> Vec<Row> {
             F,
         ),
     ]
+}
+
+/// The kernel tells fanotify and inotify nothing of it (`aio_write` of fs/aio.c), until the file is closed.
+fn unseen_while_open(row: Row) -> Row {
+    Row {
+        fanotify: Shown::NotSeen,
+        inotify: Shown::NotSeen,
+        ..row
+    }
 }
 
 fn fallocate(c: &Ctx, flags: FallocateFlags, offset: usize, len: usize) -> Held {

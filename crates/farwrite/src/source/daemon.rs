@@ -16,6 +16,7 @@ use farwrite_transfer::backup::RootSpec;
 use farwrite_transfer::net::Dialer;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(super) struct Inner {
     sensor: Arc<Mutex<SensorSlot>>,
     record: Record,
     resumed: Arc<Resumed>,
+    /// The sensor is told of nothing.
+    blind: Arc<AtomicBool>,
 }
 
 /// The switch's two positions.
@@ -118,6 +121,7 @@ impl Daemon {
                 _ => Barriered::NoSensor,
             })
         };
+        let blind = Arc::new(AtomicBool::new(false));
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for vault in &config.vaults {
             let of_vault: Vec<usize> = (0..roots.len())
@@ -151,6 +155,7 @@ impl Daemon {
                 barrier: barrier.clone(),
                 feed: feed.clone(),
                 resumed: resumed.clone(),
+                blind: blind.clone(),
                 runtime: runtime.handle().clone(),
             });
             links.push((vault.clone(), link));
@@ -169,6 +174,7 @@ impl Daemon {
             sensor,
             record,
             resumed,
+            blind,
         });
         let off = state.switched_off_path().exists();
         *inner.sensor.lock() = SensorSlot::Off {
@@ -271,8 +277,12 @@ impl Inner {
         let journal = match std::mem::replace(&mut *slot, SensorSlot::Moving) {
             SensorSlot::Off { journal, .. } => *journal,
             other => {
+                let on = matches!(other, SensorSlot::On(_));
                 *slot = other;
-                return Ok(());
+                return match on {
+                    true => Ok(()),
+                    false => bail!("the daemon is being stopped, or another put in its place"),
+                };
             }
         };
         let setup = SensorSetup {
@@ -285,6 +295,7 @@ impl Inner {
             feed: self.feed.clone(),
             losses: self.losses.clone(),
             record: self.record.clone(),
+            blind: self.blind.clone(),
         };
         match Running::start(setup, journal) {
             Ok((running, resumed)) => {

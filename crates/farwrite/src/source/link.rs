@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// Another at each start of the machine: random(4).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// SQLite page cache of one index.
 const INDEX_CACHE_BYTES: usize = 16 << 20;
 /// After an error that may pass, this long until the next try.
@@ -71,6 +73,8 @@ pub struct LinkSetup {
     pub feed: Arc<Feed>,
     /// Whether nothing has happened unseen since an earlier process.
     pub resumed: Arc<Resumed>,
+    /// The sensor is told of nothing, and only compares.
+    pub blind: Arc<AtomicBool>,
     /// Where links run.
     pub runtime: tokio::runtime::Handle,
 }
@@ -447,6 +451,14 @@ impl Worker {
             r.acked = state.acked;
             r.mirrored = r.mirrored.min(state.acked);
         });
+        if let Ok(boot) = std::fs::read_to_string(BOOT_ID)
+            && let doubted @ 1.. = index.note_boot(boot.trim())?
+        {
+            tracing::info!(
+                files = doubted,
+                "the machine was started anew: reading what had changed last once more"
+            );
+        }
         link.begin();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let sink = Box::new(LinkSink(link.clone()));
@@ -454,6 +466,7 @@ impl Worker {
         unit.set_writeback(Box::new(|file, extent| {
             farwrite_capture::start_writeback(file.as_fd(), extent)
         }));
+        unit.set_blind(self.setup.blind.clone());
         unit.set_helped(!self.setup.setting.gives_way());
         let queue = self.setup.queue.clone();
         unit.set_told(Arc::new(move || queue.told()));

@@ -4,12 +4,12 @@ use super::activity::{Feed, told};
 use super::continuity::Record;
 use crate::config::{Config, Sensor};
 use farwrite_capture::{
-    ChangeSource, ReadState, SensorChoice, SensorOptions, SensorStats, Waker, WatchRoot,
+    ChangeSource, ReadState, SensorChoice, SensorKind, SensorOptions, SensorStats, Waker, WatchRoot,
 };
 use farwrite_core::exclude::Excludes;
 use farwrite_core::{BytePath, Change, ChangeOp, ChangeSeq, Clock, Guarantee, SystemClock};
 use farwrite_schedule::{
-    Drain, DrainTicket, Journal, ManagingShared, ManagingStats, ManagingUnit, MessageSource,
+    Drain, DrainTicket, Haste, Journal, ManagingShared, ManagingStats, ManagingUnit, MessageSource,
     PacerSetting, Queue,
 };
 use parking_lot::Mutex;
@@ -32,6 +32,8 @@ pub struct SensorReport {
     pub guarantees: String,
     /// What to do about it, if anything.
     pub warning: Option<String>,
+    /// Why changes are not seen, or not kept, although it is switched on: until one is again.
+    pub failing: Option<String>,
     /// Counters.
     pub stats: SensorStats,
 }
@@ -75,6 +77,8 @@ pub struct SensorSetup {
     pub losses: Arc<Mutex<Losses>>,
     /// Whether recording goes on from an earlier process.
     pub record: Record,
+    /// Set while the sensor is one that is told of nothing, and only compares.
+    pub blind: Arc<AtomicBool>,
 }
 
 /// How a sensor is ended.
@@ -143,6 +147,7 @@ impl Running {
             source: None,
             report: report.clone(),
             waker: waker.clone(),
+            blind: setup.blind.clone(),
         };
         adapter.put(source);
         let (stopping, leaving) = (stop.clone(), leave.clone());
@@ -225,7 +230,7 @@ impl Running {
         self.shared.barrier_at_leisure(&|| self.wake(), deadline)
     }
 
-    /// See [`ManagingShared::wait_drained`]. A ticket is good for this run of the sensor.
+    /// For a flush; see [`ManagingShared::wait_drained`]. A ticket is good for this run of the sensor.
     pub fn wait_drained(
         &self,
         ticket: &mut Option<(Instant, DrainTicket)>,
@@ -234,7 +239,7 @@ impl Running {
         let mut mine = ticket.filter(|(of, _)| *of == self.started).map(|(_, t)| t);
         let done = self
             .shared
-            .wait_drained(&mut mine, true, &|| self.wake(), deadline);
+            .wait_drained(&mut mine, Haste::Flush, &|| self.wake(), deadline);
         *ticket = mine.map(|t| (self.started, t));
         done
     }
@@ -311,7 +316,7 @@ fn in_words(g: Guarantee) -> String {
     let mmap = if g.mmap {
         "mmap stores at once"
     } else {
-        "mmap stores when the file is closed"
+        "mmap stores within half a minute"
     };
     let persists = if g.persists {
         "goes on while the daemon is away"
@@ -326,18 +331,24 @@ struct Adapter {
     source: Option<Box<dyn ChangeSource>>,
     report: Arc<Mutex<SensorReport>>,
     waker: Arc<Mutex<Option<Waker>>>,
+    blind: Arc<AtomicBool>,
 }
 
 impl Adapter {
     fn put(&mut self, (source, why): (Box<dyn ChangeSource>, String)) {
         *self.waker.lock() = Some(source.waker());
-        *self.report.lock() = SensorReport {
+        let blind = source.kind() == SensorKind::Scan;
+        self.blind.store(blind, Ordering::Release);
+        let mut report = self.report.lock();
+        *report = SensorReport {
             kind: Some(source.kind().to_string()),
             why,
             guarantees: in_words(source.guarantee()),
             warning: source.state(),
+            failing: report.failing.take(),
             stats: source.stats(),
         };
+        drop(report);
         self.source = Some(source);
     }
 
@@ -364,8 +375,9 @@ impl Adapter {
     }
 
     fn failed(&mut self, why: &str) {
-        self.report.lock().warning =
-            Some(format!("the sensor failed and is being opened anew: {why}"));
+        let mut report = self.report.lock();
+        report.warning = Some(format!("the sensor failed and is being opened anew: {why}"));
+        report.failing = Some(why.into());
     }
 }
 
@@ -376,10 +388,17 @@ impl MessageSource for Adapter {
         let mut r = self.report.lock();
         r.stats = source.stats();
         r.warning = source.state();
+        r.failing = None;
         Ok(match state {
             ReadState::Drained => Drain::Drained,
             ReadState::More => Drain::More,
         })
+    }
+
+    fn look_now(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.look_now();
+        }
     }
 
     fn release(&mut self) -> Result<(), String> {

@@ -1,0 +1,296 @@
+//! Files that processes hold open for writing, or have mapped so that stores go into them. fanotify and inotify are told nothing of
+//! such a store, nor of a write by io_submit(2), until the file is closed, which databases and virtual machines never do. So now
+//! and then it is looked up which files those are (proc(5)), and those with other times than before are told of, by identity.
+
+use crate::clock::now;
+use crate::wake::{Waker, deadline};
+use crate::{ChangeSource, Continuity, ReadState, SensorError, SensorKind, SensorStats, WatchRoot};
+use farwrite_core::{Change, ChangeOp, FileId, Guarantee};
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(30);
+/// A look takes no more than one part in so many of the time.
+const SHARE: u32 = 500;
+/// Files looked at; of more, those that come later are left out.
+const KNOWN: usize = 100_000;
+
+/// Size, and seconds and nanoseconds of the last changes of content and inode.
+type Times = [i64; 5];
+
+/// A file that is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    times: Times,
+    mapped: bool,
+}
+
+/// A sensor that is not told of some writes while they go on, and is helped out.
+pub(crate) struct WithHeld {
+    inner: Box<dyn ChangeSource>,
+    roots: Vec<WatchRoot>,
+    every: Duration,
+    due: Instant,
+    known: HashMap<FileId, Held>,
+    told: u64,
+    /// What this process holds open it does not write to, or it is none of what is protected.
+    own: u32,
+}
+
+impl WithHeld {
+    pub(crate) fn new(inner: Box<dyn ChangeSource>, roots: &[WatchRoot]) -> Self {
+        WithHeld {
+            inner,
+            roots: roots.to_vec(),
+            every: EVERY,
+            due: deadline(EVERY),
+            known: HashMap::new(),
+            told: 0,
+            own: std::process::id(),
+        }
+    }
+
+    fn look(&mut self, out: &mut Vec<Change>) {
+        let begin = Instant::now();
+        let mut held = HashMap::new();
+        for_each_process(self.own, |process| {
+            each_open(process, &mut |file| self.note(&mut held, file, false));
+            each_mapped(process, &mut |file| self.note(&mut held, file, true));
+        });
+        let (time, before) = (now(), out.len());
+        for (id, file) in &held {
+            let root = self.roots.iter().find(|r| r.id.dev == id.dev);
+            if let Some(root) = root.filter(|_| self.known.get(id) != Some(file)) {
+                // A store changes the times only if the page had been written back since the one before: so that is begun before
+                // the file is read.
+                let op = match file.mapped {
+                    true => ChangeOp::Mapped(None),
+                    false => ChangeOp::Attrib,
+                };
+                out.push(Change {
+                    file: Some(*id),
+                    ..root.whole(time, op)
+                });
+            }
+        }
+        self.told += (out.len() - before) as u64;
+        self.known = held;
+        self.due = deadline(self.every.max(begin.elapsed() * SHARE));
+    }
+
+    fn note(&self, held: &mut HashMap<FileId, Held>, (id, times): (FileId, Times), mapped: bool) {
+        if held.len() < KNOWN && self.roots.iter().any(|r| r.id.dev == id.dev) {
+            held.insert(id, Held { times, mapped });
+        }
+    }
+}
+
+fn for_each_process(but: u32, mut each: impl FnMut(&Path)) {
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let number = process.file_name().to_str().and_then(|n| n.parse().ok());
+        if number.is_some_and(|n: u32| n != but) {
+            each(&process.path());
+        }
+    }
+}
+
+/// Regular files that a process has open for writing. Nothing of one that has ended, or may not be looked at.
+fn each_open(process: &Path, each: &mut dyn FnMut((FileId, Times))) {
+    let Ok(open) = fs::read_dir(process.join("fd")) else {
+        return;
+    };
+    for fd in open.flatten() {
+        if let Some(file) = of_file(&fd.path())
+            && is_writable(&process.join("fdinfo").join(fd.file_name()))
+        {
+            each(file);
+        }
+    }
+}
+
+/// `flags:` in octal, with the access mode in the lowest two bits (proc_pid_fdinfo(5)).
+fn is_writable(info: &Path) -> bool {
+    let text = fs::read_to_string(info).unwrap_or_default();
+    let flags = text.lines().find_map(|l| l.strip_prefix("flags:"));
+    flags
+        .and_then(|f| u32::from_str_radix(f.trim(), 8).ok())
+        .is_some_and(|f| f & 3 != 0)
+}
+
+/// Files of which a process has a mapping that is shared and writable (proc_pid_maps(5)).
+fn each_mapped(process: &Path, each: &mut dyn FnMut((FileId, Times))) {
+    // Paths may hold any bytes.
+    let Ok(maps) = fs::read(process.join("maps")) else {
+        return;
+    };
+    for line in maps.split(|b| *b == b'\n') {
+        let mut words = line.split(|b| *b == b' ');
+        let (Some(range), Some(mode)) = (words.next(), words.next()) else {
+            continue;
+        };
+        if mode.get(1) == Some(&b'w')
+            && mode.get(3) == Some(&b's')
+            && let Ok(range) = std::str::from_utf8(range)
+            && let Some(file) = of_file(&process.join("map_files").join(range))
+        {
+            each(file);
+        }
+    }
+}
+
+fn of_file(link: &Path) -> Option<(FileId, Times)> {
+    let m = fs::metadata(link).ok().filter(|m| m.is_file())?;
+    let id = FileId {
+        dev: m.dev(),
+        ino: m.ino(),
+    };
+    let times = [
+        m.size() as i64,
+        m.mtime(),
+        m.mtime_nsec(),
+        m.ctime(),
+        m.ctime_nsec(),
+    ];
+    Some((id, times))
+}
+
+impl ChangeSource for WithHeld {
+    fn kind(&self) -> SensorKind {
+        self.inner.kind()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.inner.guarantee()
+    }
+
+    fn read(&mut self, out: &mut Vec<Change>, timeout: Duration) -> Result<ReadState, SensorError> {
+        let left = self.due.saturating_duration_since(Instant::now());
+        let state = self.inner.read(out, timeout.min(left))?;
+        if state == ReadState::Drained && Instant::now() >= self.due {
+            self.look(out);
+        }
+        Ok(state)
+    }
+
+    fn waker(&self) -> Waker {
+        self.inner.waker()
+    }
+
+    fn stats(&self) -> SensorStats {
+        let mut stats = self.inner.stats();
+        stats.delivered += self.told;
+        stats
+    }
+
+    fn release(&mut self) -> Result<(), SensorError> {
+        self.inner.release()
+    }
+
+    fn look_now(&mut self) {
+        self.due = Instant::now();
+        self.inner.look_now();
+    }
+
+    fn continuity(&self) -> Option<Continuity> {
+        self.inner.continuity()
+    }
+
+    fn state(&self) -> Option<String> {
+        self.inner.state()
+    }
+
+    fn close(self: Box<Self>) {
+        self.inner.close();
+    }
+
+    fn leave(self: Box<Self>) {
+        self.inner.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ScanSource, SensorOptions};
+    use farwrite_core::BytePath;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::process::{Command, Stdio};
+
+    /// What is told of after a look.
+    fn told(source: &mut WithHeld) -> Vec<(u64, ChangeOp)> {
+        let mut out = Vec::new();
+        source.due = Instant::now();
+        source.read(&mut out, Duration::ZERO).unwrap();
+        let about = out.into_iter().filter(|c| c.op != ChangeOp::Subtree);
+        about.map(|c| (c.file.unwrap().ino, c.op)).collect()
+    }
+
+    #[test]
+    fn what_others_hold_open_for_writing_is_told_of_when_its_times_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |n: &str| dir.path().join(n);
+        for name in ["written", "read", "mapped", "other"] {
+            fs::write(path(name), [7; 8192]).unwrap();
+        }
+        let ino = |n: &str| fs::metadata(path(n)).unwrap().ino();
+        let root = WatchRoot::lookup(BytePath::try_from(dir.path()).unwrap()).unwrap();
+        let roots = [root];
+        let scan = ScanSource::open(&roots, &SensorOptions::default()).unwrap();
+        let mut source = WithHeld::new(Box::new(scan), &roots);
+        let mut shell = Command::new("sh")
+            .args(["-c", "exec 3<>written 4<read; read _"])
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ours = |all: Vec<(u64, ChangeOp)>| -> Vec<_> {
+            let names = ["written", "read", "mapped", "other"].map(ino);
+            all.into_iter().filter(|(i, _)| names.contains(i)).collect()
+        };
+        while ours(told(&mut source)) != [(ino("written"), ChangeOp::Attrib)] {
+            assert!(Instant::now() < deadline);
+        }
+        assert_eq!(ours(told(&mut source)), []);
+        fs::OpenOptions::new()
+            .append(true)
+            .open(path("written"))
+            .unwrap()
+            .write_all(b"more")
+            .unwrap();
+        assert_eq!(
+            ours(told(&mut source)),
+            [(ino("written"), ChangeOp::Attrib)]
+        );
+
+        // A mapping, of this process.
+        source.own = 0;
+        let mapped = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path("mapped"))
+            .unwrap();
+        let (fd, mode) = (mapped.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE);
+        let anywhere = std::ptr::null_mut();
+        // SAFETY: a new mapping at an address that the kernel chooses, unmapped below and used by nobody in between.
+        let at = unsafe { libc::mmap(anywhere, 8192, mode, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        drop(mapped);
+        assert_eq!(
+            ours(told(&mut source)),
+            [(ino("mapped"), ChangeOp::Mapped(None))]
+        );
+        assert_eq!(ours(told(&mut source)), []);
+        // SAFETY: mapped above.
+        assert_eq!(unsafe { libc::munmap(at, 8192) }, 0);
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        fs::write(path("written"), "closed").unwrap();
+        assert_eq!(ours(told(&mut source)), []);
+    }
+}
