@@ -62,7 +62,14 @@ pub fn switch(state: &State, on: bool, dirs: &[PathBuf]) -> anyhow::Result<()> {
             "automatic backup is on: {kind}, {} in the kernel; catching up",
             marks(&status, kind)
         ),
-        _ => println!(
+        (None, true) => {
+            let why = status.sensor.warning;
+            anyhow::bail!(
+                "automatic backup is not on: {}",
+                why.as_deref().unwrap_or("the sensor has gone again")
+            )
+        }
+        (_, false) => println!(
             "automatic backup is off: nothing listens in the kernel; `farwrite on` catches up"
         ),
     }
@@ -203,7 +210,7 @@ pub fn in_words(s: &Status) -> String {
         for n in &p.not_covered {
             let _ = writeln!(
                 t,
-                "    not in    {n} (another filesystem: add it by its own name)"
+                "    not in    {n} (another filesystem: protect it with a --state DIR of its own)"
             );
         }
     }

@@ -8,9 +8,10 @@ use crate::state::State;
 use crate::vault;
 use anyhow::{Context, bail};
 use farwrite_core::history::{Entry, Mark, Moment, Request, Response, Version};
-use farwrite_core::{BatchSeq, BytePath, Name, NodeId, limits};
+use farwrite_core::{BatchSeq, BytePath, Name, NodeId, SourceName, limits};
 use farwrite_transfer::net::HistoryClient;
-use farwrite_vault::History;
+use farwrite_vault::{History, SourceVault, Vault};
+use std::os::unix::fs::MetadataExt;
 use tokio::runtime::Runtime;
 
 /// How this program calls itself to a vault.
@@ -45,6 +46,7 @@ impl Ask {
                     known_sources(&vault)
                 );
             }
+            bring_forward(&vault, source);
             let from = From::Directory(Box::new(History::open(&source_dir)?));
             return Ok(Ask {
                 from,
@@ -163,7 +165,7 @@ impl Ask {
             path: path.clone(),
             at,
         })? {
-            Response::Stat(entry) => Ok(entry),
+            Response::Stat(e) if e.as_ref().is_none_or(|e| e.can_be_at(path)) => Ok(e),
             _ => Err(nonsense()),
         }
     }
@@ -231,6 +233,16 @@ impl Ask {
 /// The name in `mark:NAME`.
 pub(super) fn mark_name(at: &str) -> Option<&str> {
     at.trim().strip_prefix("mark:")
+}
+
+/// What a crash of the vault has left out of the catalog is to be seen, too. Where that cannot be done (a copy that is only read,
+/// another user's vault) what is there is what can be had.
+fn bring_forward(vault: &Vault, source: &SourceName) {
+    let owner = std::fs::metadata(vault.source_dir(source)).map(|m| m.uid());
+    let mine = owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw());
+    if mine && let Err(e) = SourceVault::bring_forward(vault, source) {
+        eprintln!("farwrite: not all that the log of {source} holds may be seen: {e}");
+    }
 }
 
 fn nonsense() -> anyhow::Error {

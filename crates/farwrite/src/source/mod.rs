@@ -66,7 +66,10 @@ pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     drop(control);
     daemon.stop();
-    Ok(())
+    match daemon.failed() {
+        Some(why) => bail!(why),
+        None => Ok(()),
+    }
 }
 
 /// Tells systemd, if it started us.

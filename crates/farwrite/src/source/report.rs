@@ -17,6 +17,7 @@ const BEHIND_MS: u64 = REST_MAX.as_millis() as u64 + 3_000;
 pub fn status(inner: &Inner) -> Status {
     let sensor = inner.sensor_report();
     let on = sensor.is_some();
+    let failing = sensor.as_ref().and_then(|r| r.failing.as_deref());
     let sensor_status = match &sensor {
         Some(r) => Sensor {
             kind: r.kind.clone(),
@@ -59,7 +60,7 @@ pub fn status(inner: &Inner) -> Status {
         ..Status::default()
     };
     for (config, link) in &inner.links {
-        let vault = vault(config, link, on);
+        let vault = vault(config, link, on, failing);
         for dir in &config.directories {
             let enabled = inner.config.directory(dir).is_none_or(|d| d.enabled);
             if !enabled {
@@ -110,11 +111,11 @@ fn not_covered(r: &LinkReport, dir: &str) -> Vec<String> {
     r.boundaries.iter().filter(below).cloned().collect()
 }
 
-fn vault(config: &config::Vault, link: &Link, on: bool) -> Vault {
+fn vault(config: &config::Vault, link: &Link, on: bool, failing: Option<&str>) -> Vault {
     let r = link.report();
     let q = link.queue.stats();
     let lag_ms = link.behind().lag_ms;
-    let (state, message) = judge(&r, &q, lag_ms, on);
+    let (state, message) = judge(&r, &q, lag_ms, on, failing);
     Vault {
         name: config.name.to_string(),
         source: config.source.to_string(),
@@ -159,10 +160,20 @@ fn vault(config: &config::Vault, link: &Link, on: bool) -> Vault {
 }
 
 /// The one sentence.
-fn judge(r: &LinkReport, q: &QueueStats, lag_ms: u64, on: bool) -> (State, String) {
+fn judge(
+    r: &LinkReport,
+    q: &QueueStats,
+    lag_ms: u64,
+    on: bool,
+    failing: Option<&str>,
+) -> (State, String) {
     let behind = crate::bytes::span(std::time::Duration::from_millis(lag_ms));
     if r.stuck {
         return (State::Error, r.message.clone());
+    }
+    if let Some(why) = failing {
+        let what = "changes are not seen, the sensor is being opened anew";
+        return (State::Error, format!("{what}: {why}"));
     }
     if !r.up {
         let why = if r.message.is_empty() {

@@ -1,6 +1,6 @@
 //! The daemon as long as the process lives: starts it, answers the control API for it, and puts another in its place when
-//! the configuration changes. Must never leave the machine without a daemon: if the new configuration does not start, the
-//! old one is started again.
+//! the configuration changes. Must never leave the machine without a daemon and say nothing: if the new configuration does not
+//! start, the old one is started again, and if that does not start either, the process ends with an error.
 //!
 //! A change of the configuration is a restart inside the process. Nothing is lost by it for the same reasons for which
 //! nothing is lost by a restart of the process: the journal and the indexes stay, the new sensor is in place before
@@ -55,6 +55,8 @@ pub struct Supervisor {
     daemon: Mutex<Option<Daemon>>,
     /// Of the daemon that runs now, or ran last.
     current: RwLock<Arc<Inner>>,
+    /// Why there is no daemon any more.
+    failed: Mutex<Option<String>>,
 }
 
 impl Supervisor {
@@ -77,6 +79,7 @@ impl Supervisor {
             changes: Mutex::default(),
             current: RwLock::new(daemon.inner()),
             daemon: Mutex::new(Some(daemon)),
+            failed: Mutex::default(),
         }))
     }
 
@@ -131,12 +134,10 @@ impl Supervisor {
         let (daemon, failed) = match started {
             Ok(daemon) => (daemon, None),
             Err(e) => {
-                old.save(&self.state)?;
-                let again = self.begin(old);
-                (
-                    again.context("the old configuration does not start either")?,
-                    Some(e),
-                )
+                let saved = old.save(&self.state);
+                let daemon = self.begin_again(old)?;
+                saved?;
+                (daemon, Some(e))
             }
         };
         *self.current.write() = daemon.inner();
@@ -165,12 +166,8 @@ impl Supervisor {
         let (daemon, failed) = match self.begin(new) {
             Ok(daemon) => (daemon, None),
             Err(e) => {
-                let again = self.begin(old);
-                let again = again.context("the old configuration does not start either")?;
-                (
-                    again,
-                    Some(e.context("it goes on with the old configuration")),
-                )
+                let why = e.context("it goes on with the old configuration");
+                (self.begin_again(old)?, Some(why))
             }
         };
         *self.current.write() = daemon.inner();
@@ -194,6 +191,25 @@ impl Supervisor {
     fn begin(&self, mut config: Config) -> anyhow::Result<Daemon> {
         self.overrides.apply(&mut config);
         Daemon::start(&self.state, config, self.options.clone())
+    }
+
+    /// Starts what ran before. If that is not to be had any more (a protected directory that has gone, say), the process ends:
+    /// whoever started it may start it again, and tells.
+    fn begin_again(&self, old: Config) -> anyhow::Result<Daemon> {
+        let again = self.begin(old);
+        again
+            .context("the old configuration does not start either: the daemon ends")
+            .inspect_err(|e| {
+                *self.failed.lock() = Some(crate::one_line(e));
+                if let Err(e) = signal_hook::low_level::raise(signal_hook::consts::SIGTERM) {
+                    tracing::error!("the daemon cannot end itself: {e}");
+                }
+            })
+    }
+
+    /// Why there is no daemon any more although nobody ended it.
+    pub fn failed(&self) -> Option<String> {
+        self.failed.lock().clone()
     }
 
     /// Ends the daemon.

@@ -26,9 +26,43 @@ pub(crate) use mark::{list as list_marks, to_json as mark_json};
 pub(crate) use serve::serve;
 
 use crate::cli::VaultCommand;
+use anyhow::Context;
+use rustix::process::{Gid, Uid};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Takes on the user that the vault belongs to, if that is not root: what is made in it must be readable and writable for the process
+/// that serves it. To be called before there are other threads.
+fn become_owner(vault_dir: &Path) -> anyhow::Result<()> {
+    let Ok(owner) = std::fs::metadata(vault_dir.join("vault.toml")) else {
+        // What is wrong with it is said by whoever opens it.
+        return Ok(());
+    };
+    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    rustix::thread::set_thread_groups(&[gid])
+        .and_then(|()| rustix::thread::set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid))
+        .with_context(|| format!("becoming user {}, whom the vault belongs to", owner.uid()))
+}
 
 /// Does what was asked.
 pub fn run(command: VaultCommand) -> anyhow::Result<()> {
+    match &command {
+        // The process that serves is started as whom it shall be.
+        VaultCommand::Init { .. } | VaultCommand::Serve { .. } | VaultCommand::Stdio { .. } => {}
+        VaultCommand::Ui { vault_dir }
+        | VaultCommand::AlertTest { vault_dir }
+        | VaultCommand::Invite { vault_dir, .. }
+        | VaultCommand::Status { vault_dir, .. }
+        | VaultCommand::Verify { vault_dir, .. }
+        | VaultCommand::Prune { vault_dir, .. }
+        | VaultCommand::Retention { vault_dir, .. }
+        | VaultCommand::Release { vault_dir, .. }
+        | VaultCommand::Mark { vault_dir, .. } => become_owner(vault_dir)?,
+    }
     match command {
         VaultCommand::Init {
             vault_dir,

@@ -1,5 +1,6 @@
-//! What a served vault does by itself: it verifies each source now and then, slowly, and prunes those that have not been
-//! connected for days (the others are pruned by who has them open). Must never keep a source from its backup for long.
+//! What a served vault does by itself: it brings forward what a crash has left behind of sources that do not come back, verifies
+//! each source now and then, slowly, and prunes those that have not been connected for days (the others are pruned by who has
+//! them open). Must never keep a source from its backup for long.
 
 use super::daemon::VaultDaemon;
 use super::verified;
@@ -40,6 +41,11 @@ pub(super) fn start(
 fn look(daemon: &VaultDaemon, vault: &Vault, verify_every: Duration) {
     let now = Timestamp::from(SystemTime::now());
     for source in vault.sources().unwrap_or_default() {
+        match SourceVault::bring_forward(vault, &source.name) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(source = %source.name, "brought to the end of its log"),
+            Err(e) => tracing::warn!(source = %source.name, "bringing it forward: {e}"),
+        }
         let dir = vault.source_dir(&source.name);
         let age = verified::age(&dir, now);
         if !verify_every.is_zero() && age.is_none_or(|age| age >= verify_every) {

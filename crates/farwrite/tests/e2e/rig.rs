@@ -464,6 +464,16 @@ impl Source {
         self.daemon.take();
     }
 
+    /// Waits until the daemon has ended by itself, with an error; gives what it said.
+    #[track_caller]
+    pub fn fails(&mut self) -> String {
+        let daemon = self.daemon.as_mut().expect("running");
+        let ended = until("the daemon ends", SOON, || daemon.child.try_wait().unwrap());
+        assert!(!ended.success(), "{ended}");
+        self.daemon.take();
+        self.log_text()
+    }
+
     pub fn daemon(&self) -> &Running {
         self.daemon.as_ref().expect("running")
     }

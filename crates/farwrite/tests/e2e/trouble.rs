@@ -67,6 +67,63 @@ fn a_full_vault_says_so_and_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_source_that_cannot_keep_what_it_sees_does_not_call_it_safe() {
+    let place = Place::new();
+    let disk = Tmpfs::mount(&place.top.join("state"), "32m");
+    let mut pair = Pair::new(&place);
+    pair.source.start();
+    pair.converges(SOON);
+    let filler = place.top.join("state/filler");
+    let full = fs::write(&filler, vec![1; 64 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    // More than fits into what the last page of the journal has left.
+    for i in 0..500 {
+        fs::write(pair.src.join(format!("unseen {i}")), "new").unwrap();
+    }
+    let stopped = |s: &serde_json::Value| {
+        let p = &s["protections"][0];
+        p["state"] == "error" && p["message"].as_str().unwrap().contains("not seen")
+    };
+    pair.source
+        .until("the status says that changes are not seen", SOON, stopped);
+    pair.source.try_flush(Duration::from_secs(2)).bad();
+
+    disk.resize("1g");
+    pair.converges(LONG);
+    pair.source.until("safe again", SOON, |s| {
+        s["protections"][0]["state"] == "safe"
+    });
+    pair.vault.kill();
+    pair.source.kill();
+}
+
+#[test]
+fn a_daemon_that_cannot_go_on_ends_and_says_why() {
+    let place = Place::new();
+    let mut pair = Pair::new(&place);
+    pair.source.start();
+    pair.converges(SOON);
+    // Neither with the new configuration nor with the old one can it start anew.
+    let (gone, other) = (place.top.join("gone"), place.dir("other"));
+    fs::rename(&pair.src, &gone).unwrap();
+    let vault = pair.source.status()["vaults"][0]["name"].clone();
+    let add = ["source", "add", other.to_str().unwrap()];
+    let add = [&add[..], &["--to", vault.as_str().unwrap()]].concat();
+    let said = pair.source.run(&add).bad();
+    assert!(said.contains("daemon"), "{said}");
+    let log = pair.source.fails();
+    let says = "the old configuration does not start either";
+    assert!(log.lines().last().unwrap().contains(says), "{log}");
+    pair.source.run(&["on"]).bad();
+
+    fs::rename(&gone, &pair.src).unwrap();
+    pair.source.start();
+    pair.converges(SOON);
+    pair.vault.kill();
+    pair.source.kill();
+}
+
+#[test]
 fn what_may_not_be_read_is_named_until_it_may() {
     let place = Place::for_everybody();
     let vault = Vault::new(&place.top.join("vault"));
@@ -150,6 +207,12 @@ fn a_vault_without_root_keeps_what_it_may_not_set() {
         ],
     );
     assert_eq!(listed, "");
+    // What root does at the vault is done as whom it belongs to.
+    let dir = pair.vault.dir.to_str().unwrap().to_owned();
+    let invite = ["vault", "invite", "--name", "other", "--address", &address];
+    run(farwrite().args(invite).arg(&dir), SOON).good();
+    run(farwrite().args(["vault", "verify"]).arg(&dir), SOON).good();
+    assert_eq!(tool("find", &[&dir, "-not", "-uid", "65534"]), "");
 
     let expected = Snapshot::of_dir(&pair.src).unwrap();
     let restored = |to: &Path| Snapshot::of_dir(&to.join("src")).unwrap();
