@@ -5,15 +5,17 @@
 use crate::clock::now;
 use crate::wake::{Waker, deadline};
 use crate::{ChangeSource, Continuity, ReadState, SensorError, SensorKind, SensorStats, WatchRoot};
-use farwrite_core::{Change, ChangeOp, FileId, Guarantee};
+use farwrite_core::{BytePath, Change, ChangeOp, FileId, Guarantee, Timestamp};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, makedev, statx};
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(30);
+/// The same if somebody wants to know now: a look takes milliseconds, and a flush may come with each of many small changes.
+const SOONEST: Duration = Duration::from_secs(5);
 /// A look takes no more than one part in so many of the time.
 const SHARE: u32 = 500;
 /// Files looked at; of more, those that come later are left out.
@@ -23,10 +25,11 @@ const KNOWN: usize = 100_000;
 type Times = [i64; 5];
 
 /// A file that is held.
-#[derive(Clone, Copy, PartialEq, Eq)]
 struct Held {
     times: Times,
     mapped: bool,
+    /// Where the process that holds it sees it; none of a deleted one.
+    path: Option<BytePath>,
 }
 
 /// A sensor that is not told of some writes while they go on, and is helped out.
@@ -35,6 +38,7 @@ pub(crate) struct WithHeld {
     roots: Vec<WatchRoot>,
     every: Duration,
     due: Instant,
+    looked: Instant,
     known: HashMap<FileId, Held>,
     told: u64,
     /// What this process holds open it does not write to, or it is none of what is protected.
@@ -48,6 +52,7 @@ impl WithHeld {
             roots: roots.to_vec(),
             every: EVERY,
             due: deadline(EVERY),
+            looked: Instant::now(),
             known: HashMap::new(),
             told: 0,
             own: std::process::id(),
@@ -57,35 +62,71 @@ impl WithHeld {
     fn look(&mut self, out: &mut Vec<Change>) {
         let begin = Instant::now();
         let mut held = HashMap::new();
+        let ours = fs::read_link("/proc/self/ns/mnt").ok();
         for_each_process(self.own, |process| {
-            each_open(process, &mut |file| self.note(&mut held, file, false));
-            each_mapped(process, &mut |file| self.note(&mut held, file, true));
+            // In a container, say, a file of ours has another path.
+            let elsewhere = fs::read_link(process.join("ns/mnt")).ok() != ours;
+            let note = |link: &Path, mapped| self.note(&mut held, link, mapped, elsewhere);
+            each_held(process, note);
         });
         let (time, before) = (now(), out.len());
         for (id, file) in &held {
-            let root = self.roots.iter().find(|r| r.id.dev == id.dev);
-            if let Some(root) = root.filter(|_| self.known.get(id) != Some(file)) {
-                // A store changes the times only if the page had been written back since the one before: so that is begun before
-                // the file is read.
-                let op = match file.mapped {
-                    true => ChangeOp::Mapped(None),
-                    false => ChangeOp::Attrib,
-                };
-                out.push(Change {
-                    file: Some(*id),
-                    ..root.whole(time, op)
-                });
+            let known = self.known.get(id);
+            let same = known.is_some_and(|k| (k.times, k.mapped) == (file.times, file.mapped));
+            if !same && let Some(root) = self.roots.iter().find(|r| r.id.dev == id.dev) {
+                out.push(told(root, *id, file, time));
             }
         }
         self.told += (out.len() - before) as u64;
         self.known = held;
+        self.looked = Instant::now();
         self.due = deadline(self.every.max(begin.elapsed() * SHARE));
     }
 
-    fn note(&self, held: &mut HashMap<FileId, Held>, (id, times): (FileId, Times), mapped: bool) {
-        if held.len() < KNOWN && self.roots.iter().any(|r| r.id.dev == id.dev) {
-            held.insert(id, Held { times, mapped });
+    fn note(&self, held: &mut HashMap<FileId, Held>, link: &Path, mapped: bool, elsewhere: bool) {
+        let Some((id, times, links)) = of_file(link) else {
+            return;
+        };
+        if held.len() >= KNOWN || self.roots.iter().all(|r| r.id.dev != id.dev) {
+            return;
         }
+        let path = fs::read_link(link).ok();
+        let path = path.and_then(|p| BytePath::try_from(p.as_path()).ok());
+        let below = |p: &BytePath| self.roots.iter().any(|r| p.starts_with(&r.path));
+        if elsewhere || links > 1 || path.as_ref().is_some_and(below) {
+            let mapped = mapped || held.get(&id).is_some_and(|h| h.mapped);
+            let held_now = Held {
+                times,
+                mapped,
+                path,
+            };
+            held.insert(id, held_now);
+        }
+    }
+}
+
+/// The message: look at the file, its times tell. Its name is a hint.
+fn told(root: &WatchRoot, id: FileId, file: &Held, time: Timestamp) -> Change {
+    let inside = file.path.clone().filter(|p| p.starts_with(&root.path));
+    let name = file.path.as_ref().and_then(BytePath::file_name);
+    let path = match (inside, &name) {
+        (Some(path), _) => path,
+        (None, Some(name)) => root.path.join(name),
+        (None, None) => root.path.clone(),
+    };
+    // A store changes the times only if the page had been written back since the one before: so that is begun before the file is
+    // read.
+    let op = match file.mapped {
+        true => ChangeOp::Mapped(None),
+        false => ChangeOp::Attrib,
+    };
+    Change {
+        time,
+        path,
+        dir: root.id,
+        name,
+        file: Some(id),
+        op,
     }
 }
 
@@ -98,16 +139,25 @@ fn for_each_process(but: u32, mut each: impl FnMut(&Path)) {
     }
 }
 
-/// Regular files that a process has open for writing. Nothing of one that has ended, or may not be looked at.
-fn each_open(process: &Path, each: &mut dyn FnMut((FileId, Times))) {
-    let Ok(open) = fs::read_dir(process.join("fd")) else {
-        return;
-    };
-    for fd in open.flatten() {
-        if let Some(file) = of_file(&fd.path())
-            && is_writable(&process.join("fdinfo").join(fd.file_name()))
+/// Links to the files that a process has open for writing, and (`true`) of which it has a mapping that is shared and writable. None
+/// of one that has ended, or may not be looked at.
+fn each_held(process: &Path, mut each: impl FnMut(&Path, bool)) {
+    let open = fs::read_dir(process.join("fd"));
+    for fd in open.into_iter().flatten().flatten() {
+        if is_writable(&process.join("fdinfo").join(fd.file_name())) {
+            each(&fd.path(), false);
+        }
+    }
+    // proc_pid_maps(5). Paths in it may hold any bytes.
+    let maps = fs::read(process.join("maps")).unwrap_or_default();
+    for line in maps.split(|b| *b == b'\n') {
+        let mut words = line.split(|b| *b == b' ');
+        if let (Some(range), Some(mode)) = (words.next(), words.next())
+            && mode.get(1) == Some(&b'w')
+            && mode.get(3) == Some(&b's')
+            && let Ok(range) = std::str::from_utf8(range)
         {
-            each(file);
+            each(&process.join("map_files").join(range), true);
         }
     }
 }
@@ -121,41 +171,27 @@ fn is_writable(info: &Path) -> bool {
         .is_some_and(|f| f & 3 != 0)
 }
 
-/// Files of which a process has a mapping that is shared and writable (proc_pid_maps(5)).
-fn each_mapped(process: &Path, each: &mut dyn FnMut((FileId, Times))) {
-    // Paths may hold any bytes.
-    let Ok(maps) = fs::read(process.join("maps")) else {
-        return;
-    };
-    for line in maps.split(|b| *b == b'\n') {
-        let mut words = line.split(|b| *b == b' ');
-        let (Some(range), Some(mode)) = (words.next(), words.next()) else {
-            continue;
-        };
-        if mode.get(1) == Some(&b'w')
-            && mode.get(3) == Some(&b's')
-            && let Ok(range) = std::str::from_utf8(range)
-            && let Some(file) = of_file(&process.join("map_files").join(range))
-        {
-            each(file);
-        }
+/// A regular file, and how many names it has. What the kernel knows of it by itself: it may be on a server that does not answer, and
+/// is none of ours then.
+fn of_file(link: &Path) -> Option<(FileId, Times, u64)> {
+    let want = StatxFlags::BASIC_STATS;
+    let m = statx(CWD, link, AtFlags::STATX_DONT_SYNC, want).ok()?;
+    if FileType::from_raw_mode(m.stx_mode.into()) != FileType::RegularFile {
+        return None;
     }
-}
-
-fn of_file(link: &Path) -> Option<(FileId, Times)> {
-    let m = fs::metadata(link).ok().filter(|m| m.is_file())?;
     let id = FileId {
-        dev: m.dev(),
-        ino: m.ino(),
+        dev: makedev(m.stx_dev_major, m.stx_dev_minor),
+        ino: m.stx_ino,
     };
+    let (mtime, ctime) = (m.stx_mtime, m.stx_ctime);
     let times = [
-        m.size() as i64,
-        m.mtime(),
-        m.mtime_nsec(),
-        m.ctime(),
-        m.ctime_nsec(),
+        m.stx_size as i64,
+        mtime.tv_sec,
+        mtime.tv_nsec.into(),
+        ctime.tv_sec,
+        ctime.tv_nsec.into(),
     ];
-    Some((id, times))
+    Some((id, times, m.stx_nlink.into()))
 }
 
 impl ChangeSource for WithHeld {
@@ -191,7 +227,7 @@ impl ChangeSource for WithHeld {
     }
 
     fn look_now(&mut self) {
-        self.due = Instant::now();
+        self.due = self.due.min(self.looked + SOONEST);
         self.inner.look_now();
     }
 
@@ -216,9 +252,9 @@ impl ChangeSource for WithHeld {
 mod tests {
     use super::*;
     use crate::{ScanSource, SensorOptions};
-    use farwrite_core::BytePath;
     use std::io::Write;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
     use std::process::{Command, Stdio};
 
     /// What is told of after a look.
