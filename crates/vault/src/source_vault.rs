@@ -186,21 +186,46 @@ impl SourceVault {
         matches!(lock, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
     }
 
-    /// Brings the catalog, and the mirror if there is one, to the end of the log, if they were left behind it: after a crash of the
-    /// vault nobody else does before the source comes back, which it may never do. False: there was nothing to do, or some
-    /// process has the source open.
-    pub fn bring_forward(vault: &Vault, name: &SourceName) -> Result<bool, VaultError> {
+    /// Has a source a log, and a catalog that was not closed at its end? So it is while a process has it open, and after a crash.
+    pub fn is_behind(vault: &Vault, name: &SourceName) -> bool {
         let dir = vault.source_dir(name);
-        if !is_behind(&dir) || SourceVault::is_open(vault, name) {
+        let has_log = list_segments(&dir.join("log")).is_ok_and(|s| !s.is_empty());
+        let closed = crate::catalog::open_reader(&dir.join("catalog.db"))
+            .and_then(|c| crate::catalog::read_mark(&c, Mark::Open));
+        has_log && !matches!(closed, Ok(0))
+    }
+
+    /// Brings the catalog to the end of the log, if it was left behind that: after a crash of the vault nobody else does before the
+    /// source comes back, which it may never do. The mirror stays as it is until then. False: there was nothing to do, some
+    /// process has the source open, or somebody wants it ([`SourceVault::ask_for`]).
+    pub fn bring_forward(vault: &Vault, name: &SourceName) -> Result<bool, VaultError> {
+        if !SourceVault::is_behind(vault, name) {
             return Ok(false);
         }
-        let options = Options {
-            mirror: vault.info().mirror,
-            events: Arc::new(|_| {}),
+        let dir = vault.source_dir(name);
+        let _lock = match take_lock(&dir.join("lock")) {
+            Err(VaultError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::WouldBlock =>
+            {
+                return Ok(false);
+            }
+            other => other?,
         };
-        let done = SourceVault::open(vault, name, options)?.close();
-        done.map(|()| true)
-            .map_err(|e| VaultError::io("bring forward", &dir, std::io::Error::other(e.0)))
+        let wanted = dir.join(WANTED);
+        let _ = std::fs::remove_file(&wanted);
+        let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
+        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
+        let mut catalog = Catalog::open(&db, log.last_commit())?;
+        if let Some(end) = recovered.end {
+            catalog.replay_while(&log_dir, end, &|| !wanted.exists())?;
+        }
+        let last = log.last_commit().map_or(BatchSeq(0), |c| c.seq);
+        let done = catalog.applied() == last;
+        if done {
+            catalog.set_marks(&[(Mark::MirrorDirty, 1)])?;
+            catalog.close()?;
+        }
+        Ok(done)
     }
 
     /// Asks the process that has a source open to let go of it. One that only prunes does, in between two steps; one that
@@ -366,14 +391,6 @@ fn take_lock(path: &Path) -> Result<File, VaultError> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| fail(e.into()))?;
     Ok(file)
-}
-
-/// Has a source a log, and a catalog that was not closed at its end?
-fn is_behind(dir: &Path) -> bool {
-    let has_log = list_segments(&dir.join("log")).is_ok_and(|s| !s.is_empty());
-    let closed = crate::catalog::open_reader(&dir.join("catalog.db"))
-        .and_then(|c| crate::catalog::read_mark(&c, Mark::Open));
-    has_log && !matches!(closed, Ok(0))
 }
 
 /// The last batch that the catalog claims to have seen, and where it ends, if it can be read at all: such a batch was durable.

@@ -238,10 +238,18 @@ pub(super) fn mark_name(at: &str) -> Option<&str> {
 /// What a crash of the vault has left out of the catalog is to be seen, too. Where that cannot be done (a copy that is only read,
 /// another user's vault) what is there is what can be had.
 fn bring_forward(vault: &Vault, source: &SourceName) {
+    if !SourceVault::is_behind(vault, source) || SourceVault::is_open(vault, source) {
+        return;
+    }
     let owner = std::fs::metadata(vault.source_dir(source)).map(|m| m.uid());
-    let mine = owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw());
-    if mine && let Err(e) = SourceVault::bring_forward(vault, source) {
-        eprintln!("farwrite: not all that the log of {source} holds may be seen: {e}");
+    let done = match owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw()) {
+        true => SourceVault::bring_forward(vault, source).map_err(|e| e.to_string()),
+        false => Err("it is another user's".into()),
+    };
+    if let Err(why) = done {
+        eprintln!(
+            "farwrite: the catalog of {source} is behind its log, and the newest may be missing: {why}"
+        );
     }
 }
 

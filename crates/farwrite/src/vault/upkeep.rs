@@ -7,11 +7,14 @@ use super::verified;
 use farwrite_core::{SourceName, Timestamp};
 use farwrite_vault::retention::Brake;
 use farwrite_vault::{LastPrune, Options, PRUNE_EVERY, SourceVault, Vault};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Most time between two looks at what is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// What could not be brought forward is tried again after this time.
+const FAILED_REST: Duration = Duration::from_secs(3600);
 /// Bytes read in a second, on average over a segment.
 const VERIFY_BYTES_PER_SECOND: u64 = 32 << 20;
 
@@ -26,25 +29,40 @@ pub(super) fn start(
         false => LOOK_EVERY.min(verify_every),
     };
     let run = move || {
+        let mut failed = HashMap::new();
         loop {
             std::thread::sleep(wait);
             let Some(daemon) = daemon.upgrade() else {
                 return;
             };
-            look(&daemon, &vault, verify_every);
+            look(&daemon, &vault, verify_every, &mut failed);
         }
     };
     let thread = std::thread::Builder::new().name("upkeep".into());
     thread.spawn(run).map(drop)
 }
 
-fn look(daemon: &VaultDaemon, vault: &Vault, verify_every: Duration) {
+fn look(
+    daemon: &VaultDaemon,
+    vault: &Vault,
+    verify_every: Duration,
+    failed: &mut HashMap<SourceName, Instant>,
+) {
     let now = Timestamp::from(SystemTime::now());
     for source in vault.sources().unwrap_or_default() {
-        match SourceVault::bring_forward(vault, &source.name) {
-            Ok(false) => {}
-            Ok(true) => tracing::info!(source = %source.name, "brought to the end of its log"),
-            Err(e) => tracing::warn!(source = %source.name, "bringing it forward: {e}"),
+        let rests = failed
+            .get(&source.name)
+            .is_some_and(|at| at.elapsed() < FAILED_REST);
+        match rests || SourceVault::is_open(vault, &source.name) {
+            true => {}
+            false => match SourceVault::bring_forward(vault, &source.name) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(source = %source.name, "brought to the end of its log"),
+                Err(e) => {
+                    tracing::warn!(source = %source.name, "bringing it forward: {e}");
+                    failed.insert(source.name.clone(), Instant::now());
+                }
+            },
         }
         let dir = vault.source_dir(&source.name);
         let age = verified::age(&dir, now);

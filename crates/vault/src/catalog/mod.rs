@@ -240,8 +240,18 @@ impl Catalog {
 
     /// Applies what the log holds up to `end`.
     pub fn replay(&mut self, log_dir: &Path, end: Place) -> Result<(), CatalogError> {
+        self.replay_while(log_dir, end, &|| true)
+    }
+
+    /// The same for as long as `go_on` says so.
+    pub fn replay_while(
+        &mut self,
+        log_dir: &Path,
+        end: Place,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), CatalogError> {
         let mut reader = self.log_reader(log_dir)?;
-        loop {
+        while go_on() {
             let batches = reader.next_batches(end, REPLAY_BATCHES, usize::MAX)?;
             if batches.is_empty() {
                 return Ok(());
@@ -250,6 +260,7 @@ impl Catalog {
                 return Err(v.into());
             }
         }
+        Ok(())
     }
 
     /// Runs `f` within one read transaction, with statements at hand: many small questions then cost no file locks of their own,

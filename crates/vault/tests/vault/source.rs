@@ -178,6 +178,11 @@ fn what_a_crash_left_out_of_the_catalog_is_brought_in_without_the_source() {
     let found = history_tree(&|r| history.answer(&r), BatchSeq(20));
     let tree = chaos.model.tree();
     assert!(found.keys().eq(tree.keys()));
+    // The mirror is compared when the source comes back.
+    let ear = Ear::default();
+    let source = site.open(&ear);
+    ear.wait(|e| *e == Event::Mirrored(BatchSeq(20)));
+    source.close().unwrap();
     assert_same(&site.source().join("mirror"), &tree, "brought forward");
 }
 
