@@ -128,7 +128,7 @@ impl Meta {
         if list > limits::XATTR_LIST_BYTES || total > limits::XATTR_BYTES {
             return bad("xattrs too large");
         }
-        if !self.xattrs.is_sorted_by(|a, b| a.name < b.name) {
+        if !self.xattrs.is_sorted_by(|a, b| a.name <= b.name) {
             return bad("xattrs out of order");
         }
         Ok(())

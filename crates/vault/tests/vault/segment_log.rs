@@ -547,11 +547,12 @@ fn what_is_small_in_the_log_is_not_large_in_memory() {
         name,
         value: Vec::new(),
     };
-    // A name twice; more names than a kernel lists.
-    let same = vec![empty(b"a".to_vec()); 2];
+    // The same name again and again; more names than a kernel lists; and not in their order.
+    let same = vec![empty(b"a".to_vec()); 40_000];
+    let wrong = vec![empty(b"b".to_vec()), empty(b"a".to_vec())];
     let names = (0..u16::MAX).map(|i| empty([&b"x"[..], format!("{i:05}").as_bytes()].concat()));
     let names: Vec<Xattr> = names.collect();
-    for hostile in [same, names.clone()] {
+    for hostile in [same, wrong, names.clone()] {
         let batch = Maker::new().batch(&[with(hostile)], &[]);
         assert!(matches!(log.append(&batch[0]), Err(LogError::Op { .. })));
     }
