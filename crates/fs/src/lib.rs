@@ -11,6 +11,7 @@ mod cache;
 mod data;
 mod dir;
 mod direct;
+mod mounts;
 mod stat;
 mod xattr;
 
@@ -27,6 +28,7 @@ pub use direct::{
     DIRECT_LEAST_BYTES, DirectFile, Scratch, is_cached, open_direct, overwrites_in_place,
     read_direct, write_pieces_at,
 };
+pub use mounts::mount_points;
 pub use stat::Stat;
 pub use xattr::{list_file_xattrs, list_xattrs, set_xattrs};
 

@@ -6,7 +6,7 @@ use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Varian
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
 use super::seen::Start;
-use super::unit::{BackupUnit, FILES_TOLD, PARTIAL_HELD, SentFile, UnitError, tick_of};
+use super::unit::{BackupUnit, DOUBTS_HELD, FILES_TOLD, SentFile, UnitError, tick_of};
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BackupCommand, ChangeSeq, Extent, NodeId, Op};
 use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
@@ -556,10 +556,12 @@ impl BackupUnit {
             });
         }
         self.send_content(node, content)?;
-        if racy && !self.blind.load(Ordering::Acquire) {
-            self.racy.push((node, started.at.after(tick_of(&stat) * 2)));
+        if racy && !self.blind.load(Ordering::Acquire) && self.racy.len() < DOUBTS_HELD {
+            self.racy.insert(node, started.at.after(tick_of(&stat) * 2));
+        } else {
+            self.racy.remove(&node);
         }
-        if partial && self.partial.len() < PARTIAL_HELD {
+        if partial && self.partial.len() < DOUBTS_HELD {
             self.partial.insert(node, started.at);
         }
         if !settled {

@@ -11,7 +11,7 @@ use farwrite_core::{
     BackupCommand, BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Clock, Commit, Extent, FileId,
     Kind, Meta, Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
 };
-use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
+use farwrite_fs::{Dir, Stat, is_absent, list_xattrs, mount_points, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -27,8 +27,8 @@ const COARSE_TICK: Duration = Duration::from_secs(2);
 /// A sensor that is empty now has told of what it lost this long ago (the eBPF sensor asks its programs when it is read, if
 /// it has not for a second).
 const LOSS_TOLD: Duration = Duration::from_secs(3);
-/// Files remembered as read in part; of more, the index alone knows, and a compare reads them.
-pub(super) const PARTIAL_HELD: usize = 100_000;
+/// Files remembered as read in part, and as read too soon; of more, the index alone knows, and a compare reads them.
+pub(super) const DOUBTS_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
 /// How often the places where something is mounted are looked at: nobody tells that it is no longer.
@@ -173,7 +173,8 @@ pub struct BackupUnit {
     /// [`BackupStats::commands`] when it was idle last.
     commands_at_idle: u64,
     /// What was read within the tick of its last change, and from when on another change would have been told of.
-    pub(super) racy: Vec<(NodeId, Timestamp)>,
+    /// Of more than are remembered the index alone knows, and a compare reads them.
+    pub(super) racy: HashMap<NodeId, Timestamp>,
     /// See [`BackupUnit::set_blind`].
     pub(super) blind: Arc<AtomicBool>,
     /// See [`NodeFlags::PARTIAL`]: when each was last read so.
@@ -280,7 +281,7 @@ impl BackupUnit {
             backlog_from: BACKLOG,
             helped: false,
             writeback: Box::new(|file, _| file.sync_data()),
-            racy: Vec::new(),
+            racy: HashMap::new(),
             blind: Arc::default(),
             partial: HashMap::new(),
             problems: BTreeMap::new(),
@@ -824,17 +825,11 @@ impl BackupUnit {
     /// What was read within the tick of its last change, and of which no other change has been told since.
     fn settle_racy(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
         let now = self.clock.now();
-        let is_old = |(_, t): &(NodeId, Timestamp)| now > *t;
-        let old: Vec<NodeId> = self
-            .racy
-            .iter()
-            .filter(|r| is_old(r))
-            .map(|(n, _)| *n)
-            .collect();
-        if old.is_empty() || !quiet() {
+        if self.racy.values().all(|t| now <= *t) || !quiet() {
             return Ok(());
         }
-        self.racy.retain(|r| !is_old(r));
+        let is_old = |_: &NodeId, t: &mut Timestamp| now > *t;
+        let old: Vec<NodeId> = self.racy.extract_if(is_old).map(|(n, _)| n).collect();
         self.index.begin()?;
         for node in old {
             if let Some(mut row) = self.index.node(node)? {
@@ -915,23 +910,28 @@ impl BackupUnit {
             return Vec::new();
         }
         self.boundaries_at = now;
+        // A place where something is mounted is not touched: it may be on a server that does not answer.
+        let Ok(mounts) = mount_points() else {
+            return Vec::new();
+        };
         let mut left = Vec::new();
         self.boundaries.retain(|path| {
-            let Some((above, name)) = path.split_last() else {
-                return false;
+            let Some((above, name)) = path.split_last().filter(|_| !mounts.contains(path)) else {
+                return true;
             };
-            let Ok(dir) = Dir::open_absolute(&above) else {
-                return false;
-            };
-            let (Ok(at), Ok(there)) = (dir.stat_self(), dir.stat(&name)) else {
-                return false;
-            };
-            let mounted = there.id.dev != at.id.dev || there.mount_root;
-            if !mounted {
-                tracing::info!(%path, "nothing is mounted there any more: looking at what is there");
-                left.push((Target::Name { dir: at.id, name }, path.clone()));
+            let there = Dir::open_absolute(&above).and_then(|dir| {
+                let (at, there) = (dir.stat_self()?, dir.stat(&name)?);
+                Ok((at.id, there.id.dev == at.id.dev && !there.mount_root))
+            });
+            match there {
+                Ok((_, false)) => true,
+                Ok((dir, true)) => {
+                    tracing::info!(%path, "nothing is mounted there any more: looking at what is there");
+                    left.push((Target::Name { dir, name }, path.clone()));
+                    false
+                }
+                Err(e) => !is_absent(&e),
             }
-            mounted
         });
         let look = |(target, path)| BackupCommand {
             path,
