@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes that somebody has had less or more than the others, at most: what is beyond that is forgotten.
-const DUE: u64 = 4 << 20;
+const DUE: u64 = 8 << 20;
 /// Who has waited for this long is next, whatever others have had: a source must not be silent until its connection is given up.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
