@@ -168,12 +168,12 @@ fn judge(
     failing: Option<&str>,
 ) -> (State, String) {
     let behind = crate::bytes::span(std::time::Duration::from_millis(lag_ms));
-    if r.stuck {
-        return (State::Error, r.message.clone());
-    }
-    if let Some(why) = failing {
-        let what = "changes are not seen, the sensor is being opened anew";
-        return (State::Error, format!("{what}: {why}"));
+    let unseen =
+        failing.map(|why| format!("changes are not seen, the sensor is being opened anew: {why}"));
+    let stuck = r.stuck.then(|| r.message.clone());
+    let errors: Vec<String> = unseen.into_iter().chain(stuck).collect();
+    if !errors.is_empty() {
+        return (State::Error, errors.join("; "));
     }
     if !r.up {
         let why = if r.message.is_empty() {

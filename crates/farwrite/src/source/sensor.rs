@@ -307,7 +307,10 @@ fn open(setup: &SensorSetup) -> Result<(Box<dyn ChangeSource>, String), String> 
 }
 
 /// What a sensor promises, in words.
-fn in_words(g: Guarantee) -> String {
+fn in_words(kind: SensorKind, g: Guarantee) -> String {
+    if kind == SensorKind::Scan {
+        return "told of nothing: compares everything at intervals".into();
+    }
     let extents = if g.extents {
         "exact byte ranges"
     } else {
@@ -343,7 +346,7 @@ impl Adapter {
         *report = SensorReport {
             kind: Some(source.kind().to_string()),
             why,
-            guarantees: in_words(source.guarantee()),
+            guarantees: in_words(source.kind(), source.guarantee()),
             warning: source.state(),
             failing: report.failing.take(),
             stats: source.stats(),

@@ -136,8 +136,7 @@ impl Supervisor {
             Err(e) => {
                 let saved = old.save(&self.state);
                 let daemon = self.begin_again(old)?;
-                saved?;
-                (daemon, Some(e))
+                (daemon, Some(saved.err().unwrap_or(e)))
             }
         };
         *self.current.write() = daemon.inner();

@@ -28,24 +28,31 @@ pub(crate) use serve::serve;
 use crate::cli::VaultCommand;
 use anyhow::Context;
 use rustix::process::{Gid, Uid};
+use rustix::thread::{self, CapabilitySet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Takes on the user that the vault belongs to, if that is not root: what is made in it must be readable and writable for the process
-/// that serves it. To be called before there are other threads.
+/// Makes what root makes in a vault belong to whom its sources belong to: it must be readable and writable for the process that
+/// serves it. What root may read and write it still may. To be called before there are other threads.
 fn become_owner(vault_dir: &Path) -> anyhow::Result<()> {
-    let Ok(owner) = std::fs::metadata(vault_dir.join("vault.toml")) else {
-        // What is wrong with it is said by whoever opens it.
+    let Ok(owner) = std::fs::metadata(vault_dir.join("sources")) else {
+        // Nothing is in it, or it is none: that is said by whoever opens it.
         return Ok(());
     };
     if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
-    rustix::thread::set_thread_groups(&[gid])
-        .and_then(|()| rustix::thread::set_thread_res_gid(gid, gid, gid))
-        .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid))
-        .with_context(|| format!("becoming user {}, whom the vault belongs to", owner.uid()))
+    thread::set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)
+        .and_then(|()| thread::set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT))
+        .and_then(|()| thread::capabilities(None))
+        // capabilities(7): the effective ones go with the effective user, the permitted ones stay as long as the real one is root.
+        .and_then(|mut sets| {
+            sets.effective |= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+            sets.effective &= sets.permitted;
+            thread::set_capabilities(None, sets)
+        })
+        .with_context(|| format!("acting for user {}, whom the vault belongs to", owner.uid()))
 }
 
 /// Does what was asked.

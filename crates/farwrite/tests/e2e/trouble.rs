@@ -76,11 +76,15 @@ fn a_source_that_cannot_keep_what_it_sees_does_not_call_it_safe() {
     let filler = place.top.join("state/filler");
     let full = fs::write(&filler, vec![1; 64 << 20]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    // More than fits into what the last page of the journal has left.
-    for i in 0..500 {
-        fs::write(pair.src.join(format!("unseen {i}")), "new").unwrap();
-    }
+    // More than fits into what the last page of the journal has left; and again, since what takes their place (all is to be
+    // compared) may fit, and then nothing is unseen.
+    let src = pair.src.clone();
+    let written = std::cell::Cell::new(0);
     let stopped = |s: &serde_json::Value| {
+        for i in written.get()..written.get() + 500 {
+            fs::write(src.join(format!("unseen {i}")), "new").unwrap();
+        }
+        written.set(written.get() + 500);
         let p = &s["protections"][0];
         p["state"] == "error" && p["message"].as_str().unwrap().contains("not seen")
     };
