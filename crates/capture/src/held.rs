@@ -28,7 +28,7 @@ type Times = [i64; 5];
 struct Held {
     times: Times,
     mapped: bool,
-    /// Where the process that holds it sees it; none of a deleted one.
+    /// Where the process that holds it sees it, if it can be told.
     path: Option<BytePath>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct WithHeld {
     roots: Vec<WatchRoot>,
     every: Duration,
     due: Instant,
-    looked: Instant,
+    looked: Option<Instant>,
     known: HashMap<FileId, Held>,
     told: u64,
     /// What this process holds open it does not write to, or it is none of what is protected.
@@ -52,7 +52,7 @@ impl WithHeld {
             roots: roots.to_vec(),
             every: EVERY,
             due: deadline(EVERY),
-            looked: Instant::now(),
+            looked: None,
             known: HashMap::new(),
             told: 0,
             own: std::process::id(),
@@ -79,7 +79,7 @@ impl WithHeld {
         }
         self.told += (out.len() - before) as u64;
         self.known = held;
-        self.looked = Instant::now();
+        self.looked = Some(Instant::now());
         self.due = deadline(self.every.max(begin.elapsed() * SHARE));
     }
 
@@ -227,7 +227,8 @@ impl ChangeSource for WithHeld {
     }
 
     fn look_now(&mut self) {
-        self.due = self.due.min(self.looked + SOONEST);
+        let soonest = self.looked.map_or_else(Instant::now, |at| at + SOONEST);
+        self.due = self.due.min(soonest);
         self.inner.look_now();
     }
 

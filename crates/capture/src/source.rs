@@ -96,7 +96,8 @@ pub trait ChangeSource: Send {
         Ok(())
     }
 
-    /// What has changed until now is wanted at the next read. A sensor that is told of changes has nothing to do.
+    /// What has changed until now is wanted at the next read. A sensor that is told of changes has nothing to do; one that is told of
+    /// nearly all looks for the rest, but not again within five seconds.
     fn look_now(&mut self) {}
 
     /// What it takes to know later that recording has never stopped; `None` if the sensor does not persist. Constant

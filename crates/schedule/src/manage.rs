@@ -33,7 +33,7 @@ pub trait MessageSource {
     }
 
     /// Somebody wants all that has changed until now to be backed up ([`Haste::Flush`]): whoever is not told of changes, but
-    /// compares now and then, has to do so at the next read.
+    /// compares now and then, has to do so at the next read, as far as that is bearable.
     fn look_now(&mut self) {}
 }
 
