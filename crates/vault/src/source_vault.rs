@@ -2,6 +2,7 @@
 //! and mirror. It must never say that a batch is durable before its commit is on the disk; what the apply thread
 //! does is of no account for that.
 
+mod alone;
 mod append;
 mod apply;
 mod keeper;
@@ -11,10 +12,10 @@ mod tests;
 
 pub use keeper::{LastPrune, PRUNE_EVERY, PruneAnswer, PruneRequest};
 
-use crate::catalog::{Catalog, Mark};
+use crate::catalog::Catalog;
 use crate::mirror::MirrorStats;
 use crate::retention::{Policy, PruneError, PruneReport};
-use crate::segment::{LogWriter, Place, Recovered, list_segments};
+use crate::segment::{LogError, LogWriter, Place, Recovered};
 use crate::vault::{Vault, VaultError};
 use append::Append;
 use apply::Apply;
@@ -183,49 +184,7 @@ impl SourceVault {
     /// Does a process have this source open? It does not stay so.
     pub fn is_open(vault: &Vault, name: &SourceName) -> bool {
         let lock = take_lock(&vault.source_dir(name).join("lock"));
-        matches!(lock, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
-    }
-
-    /// Has a source a log, and a catalog that was not closed at its end? So it is while a process has it open, and after a crash.
-    pub fn is_behind(vault: &Vault, name: &SourceName) -> bool {
-        let dir = vault.source_dir(name);
-        let has_log = list_segments(&dir.join("log")).is_ok_and(|s| !s.is_empty());
-        let closed = crate::catalog::open_reader(&dir.join("catalog.db"))
-            .and_then(|c| crate::catalog::read_mark(&c, Mark::Open));
-        has_log && !matches!(closed, Ok(0))
-    }
-
-    /// Brings the catalog to the end of the log, if it was left behind that: after a crash of the vault nobody else does before the
-    /// source comes back, which it may never do. The mirror stays as it is until then. False: there was nothing to do, some
-    /// process has the source open, or somebody wants it ([`SourceVault::ask_for`]).
-    pub fn bring_forward(vault: &Vault, name: &SourceName) -> Result<bool, VaultError> {
-        if !SourceVault::is_behind(vault, name) {
-            return Ok(false);
-        }
-        let dir = vault.source_dir(name);
-        let _lock = match take_lock(&dir.join("lock")) {
-            Err(VaultError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::WouldBlock =>
-            {
-                return Ok(false);
-            }
-            other => other?,
-        };
-        let wanted = dir.join(WANTED);
-        let _ = std::fs::remove_file(&wanted);
-        let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
-        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
-        let mut catalog = Catalog::open(&db, log.last_commit())?;
-        if let Some(end) = recovered.end {
-            catalog.replay_while(&log_dir, end, &|| !wanted.exists())?;
-        }
-        let last = log.last_commit().map_or(BatchSeq(0), |c| c.seq);
-        let done = catalog.applied() == last;
-        if done {
-            catalog.set_marks(&[(Mark::MirrorDirty, 1)])?;
-            catalog.close()?;
-        }
-        Ok(done)
+        lock.is_err_and(|e| e.is_busy())
     }
 
     /// Asks the process that has a source open to let go of it. One that only prunes does, in between two steps; one that
@@ -391,6 +350,16 @@ fn take_lock(path: &Path) -> Result<File, VaultError> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| fail(e.into()))?;
     Ok(file)
+}
+
+/// What a reader of the log finds that should have come to `end`.
+fn ends_early(end: Place) -> LogError {
+    LogError::Damaged {
+        segment: end.segment,
+        offset: end.offset,
+        seq: None,
+        what: "the log ends before its last batch".into(),
+    }
 }
 
 /// The last batch that the catalog claims to have seen, and where it ends, if it can be read at all: such a batch was durable.

@@ -70,6 +70,11 @@ pub enum VaultError {
 }
 
 impl VaultError {
+    /// Does another process have open what was to be opened?
+    pub fn is_busy(&self) -> bool {
+        matches!(self, VaultError::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
+    }
+
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         VaultError::Io {
             what,

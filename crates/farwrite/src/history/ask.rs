@@ -12,8 +12,11 @@ use farwrite_core::{BatchSeq, BytePath, Name, NodeId, SourceName, limits};
 use farwrite_transfer::net::HistoryClient;
 use farwrite_vault::{History, SourceVault, Vault};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
+/// For who has a source open to bring its catalog to where its log is.
+const OTHERS_TIME: Duration = Duration::from_secs(2);
 /// How this program calls itself to a vault.
 const SOFTWARE: &str = concat!("farwrite ", env!("CARGO_PKG_VERSION"));
 
@@ -238,7 +241,7 @@ pub(super) fn mark_name(at: &str) -> Option<&str> {
 /// What a crash of the vault has left out of the catalog is to be seen, too. Where that cannot be done (a copy that is only read,
 /// another user's vault) what is there is what can be had.
 fn bring_forward(vault: &Vault, source: &SourceName) {
-    if !SourceVault::is_behind(vault, source) || SourceVault::is_open(vault, source) {
+    if !SourceVault::is_behind(vault, source) {
         return;
     }
     let owner = std::fs::metadata(vault.source_dir(source)).map(|m| m.uid());
@@ -246,10 +249,24 @@ fn bring_forward(vault: &Vault, source: &SourceName) {
         true => SourceVault::bring_forward(vault, source).map_err(|e| e.to_string()),
         false => Err("it is another user's".into()),
     };
-    if let Err(why) = done {
-        eprintln!(
-            "farwrite: the catalog of {source} is behind its log, and the newest may be missing: {why}"
-        );
+    if matches!(done, Ok(true)) {
+        return;
+    }
+    // Who has it open brings its catalog forward; what was written just now takes a moment.
+    let until = Instant::now() + OTHERS_TIME;
+    let (last, why) = match (SourceVault::last_logged(vault, source), done) {
+        (Ok(last), Ok(_)) => (last, "another process is bringing it forward".into()),
+        (Ok(last), Err(why)) => (last, why),
+        (Err(e), _) => (BatchSeq(u64::MAX), e.to_string()),
+    };
+    while SourceVault::last_shown(vault, source) < last {
+        if Instant::now() >= until {
+            eprintln!(
+                "farwrite: the catalog of {source} is behind its log, and the newest may be missing: {why}"
+            );
+            return;
+        }
+        std::thread::sleep(OTHERS_TIME / 40);
     }
 }
 

@@ -126,11 +126,7 @@ impl Destination for VaultDestination {
     fn open(&self, name: &SourceName, events: EventSender) -> Result<Arc<dyn SourceSink>, Refusal> {
         match self.open_sink(name, events) {
             Ok(sink) => Ok(Arc::new(sink)),
-            Err(VaultError::Io {
-                what: "lock",
-                source,
-                ..
-            }) if source.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(e) if e.is_busy() => {
                 SourceVault::ask_for(&self.vault, name);
                 let text = "another process at the vault has this source open: a prune lets go of it soon; else, is it connected twice, by ssh and by TLS?";
                 Err(Refusal::new(RefusalCode::Busy, text))

@@ -29,7 +29,7 @@ use farwrite_core::{SourceName, Timestamp};
 use farwrite_vault::retention::{
     Brake, POLICY_FILE, Policy, PruneOptions, PruneReport, Span, preview,
 };
-use farwrite_vault::{Options, PruneRequest, SourceVault, Vault, VaultError};
+use farwrite_vault::{Options, PruneRequest, SourceVault, Vault};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -108,9 +108,7 @@ fn prune(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<Pru
             source.close()?;
             Ok(done?)
         }
-        Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
-            ask(vault, name, policy)
-        }
+        Err(e) if e.is_busy() => ask(vault, name, policy),
         Err(e) => Err(e.into()),
     }
 }
@@ -118,7 +116,7 @@ fn prune(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<Pru
 fn ask(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<PruneReport> {
     let dir = vault.source_dir(name);
     let alone = match PruneRequest::alone(&dir) {
-        Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
+        Err(e) if e.is_busy() => {
             bail!("{name}: somebody else is having it pruned: try again when that has ended")
         }
         other => other?,

@@ -6,6 +6,7 @@ use super::daemon::VaultDaemon;
 use super::verified;
 use farwrite_core::{SourceName, Timestamp};
 use farwrite_vault::retention::Brake;
+use farwrite_vault::segment::list_segments;
 use farwrite_vault::{LastPrune, Options, PRUNE_EVERY, SourceVault, Vault};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -50,20 +51,7 @@ fn look(
 ) {
     let now = Timestamp::from(SystemTime::now());
     for source in vault.sources().unwrap_or_default() {
-        let rests = failed
-            .get(&source.name)
-            .is_some_and(|at| at.elapsed() < FAILED_REST);
-        match rests || SourceVault::is_open(vault, &source.name) {
-            true => {}
-            false => match SourceVault::bring_forward(vault, &source.name) {
-                Ok(false) => {}
-                Ok(true) => tracing::info!(source = %source.name, "brought to the end of its log"),
-                Err(e) => {
-                    tracing::warn!(source = %source.name, "bringing it forward: {e}");
-                    failed.insert(source.name.clone(), Instant::now());
-                }
-            },
-        }
+        let in_order = is_in_order(vault, &source.name, failed);
         let dir = vault.source_dir(&source.name);
         let age = verified::age(&dir, now);
         if !verify_every.is_zero() && age.is_none_or(|age| age >= verify_every) {
@@ -72,9 +60,11 @@ fn look(
         }
         let pruned = LastPrune::load(&dir).map(|l| now.since(l.time));
         let long_ago = pruned.is_none_or(|age| age >= 2 * PRUNE_EVERY);
-        let there = dir.join("catalog.db").exists() && !Brake::is_set(&dir);
+        let has_log = list_segments(&dir.join("log")).is_ok_and(|s| !s.is_empty());
+        let there = has_log && dir.join("catalog.db").exists() && !Brake::is_set(&dir);
         if long_ago
             && there
+            && in_order
             && vault
                 .policy(&source.name)
                 .is_ok_and(|p| !p.0.keeps_everything())
@@ -82,6 +72,35 @@ fn look(
             prune(vault, &source.name);
         }
     }
+}
+
+/// Brings forward the catalog of a source that no process has open. False: somebody has it open, or a crash has left it so that only
+/// its coming back puts it in order.
+fn is_in_order(
+    vault: &Vault,
+    name: &SourceName,
+    failed: &mut HashMap<SourceName, Instant>,
+) -> bool {
+    if SourceVault::is_open(vault, name) {
+        failed.remove(name);
+        return false;
+    }
+    if failed
+        .get(name)
+        .is_some_and(|at| at.elapsed() < FAILED_REST)
+    {
+        return false;
+    }
+    match SourceVault::bring_forward(vault, name) {
+        Ok(true) => tracing::info!(source = %name, "brought to the end of its log"),
+        Ok(false) => {}
+        Err(e) => {
+            tracing::warn!(source = %name, "bringing it forward: {e}");
+            failed.insert(name.clone(), Instant::now());
+        }
+    }
+    let doubted = vault.info().mirror && SourceVault::is_mirror_in_doubt(vault, name);
+    !doubted && !SourceVault::is_behind(vault, name)
 }
 
 /// Prunes a source that no process has open.

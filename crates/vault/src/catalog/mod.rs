@@ -206,7 +206,10 @@ impl Catalog {
         let lenient = conn
             .prepare("SELECT 1 FROM batches WHERE damage IS NOT NULL LIMIT 1")?
             .exists([])?;
+        // On the disk before anything is in the log that is not in here.
+        conn.pragma_update(None, "synchronous", "FULL")?;
         set_mark(&conn, Mark::Open, 1)?;
+        conn.pragma_update(None, "synchronous", "NORMAL")?;
         Ok(Catalog {
             conn,
             path: path.to_owned(),
@@ -240,27 +243,27 @@ impl Catalog {
 
     /// Applies what the log holds up to `end`.
     pub fn replay(&mut self, log_dir: &Path, end: Place) -> Result<(), CatalogError> {
-        self.replay_while(log_dir, end, &|| true)
+        self.replay_while(log_dir, end, &|| true).map(drop)
     }
 
-    /// The same for as long as `go_on` says so.
+    /// The same for as long as `go_on` says so; false: it has said no.
     pub fn replay_while(
         &mut self,
         log_dir: &Path,
         end: Place,
         go_on: &dyn Fn() -> bool,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<bool, CatalogError> {
         let mut reader = self.log_reader(log_dir)?;
         while go_on() {
             let batches = reader.next_batches(end, REPLAY_BATCHES, usize::MAX)?;
             if batches.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             if let Some(v) = self.apply(&batches)?.violation {
                 return Err(v.into());
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Runs `f` within one read transaction, with statements at hand: many small questions then cost no file locks of their own,

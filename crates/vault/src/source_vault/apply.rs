@@ -1,11 +1,11 @@
 //! The apply thread: follows the log with catalog and mirror. It must never show what is not durable.
 
 use super::append::SYNC_BYTES;
-use super::{Event, Shared, keeper};
+use super::{Event, Shared, ends_early, keeper};
 use crate::catalog::{Catalog, CatalogError, Delta, Mark};
 use crate::mirror::{Mirror, MirrorError};
 use crate::retention::{Watch, brake_percent};
-use crate::segment::{LogError, LoggedBatch, Place, Recovered, segment_path};
+use crate::segment::{LoggedBatch, Place, Recovered, segment_path};
 use crate::vault::Vault;
 use farwrite_core::{BatchSeq, SourceName};
 use std::fs::File;
@@ -168,13 +168,7 @@ impl Apply {
                 if last {
                     return Ok(());
                 }
-                let missing = LogError::Damaged {
-                    segment: end.segment,
-                    offset: end.offset,
-                    seq: None,
-                    what: "the log ends before its last batch".into(),
-                };
-                return Err(CatalogError::from(missing).into());
+                return Err(CatalogError::from(ends_early(end)).into());
             }
             let ops: usize = batches.iter().map(|b| b.ops.len()).sum();
             let bytes: u64 = batches.iter().map(|b| b.bytes).sum();

@@ -849,9 +849,7 @@ fn one_at_a_time_asks_for_a_prune() {
     let site = Site::new(6, 60);
     let first = PruneRequest::alone(&site.dir()).unwrap();
     let second = PruneRequest::alone(&site.dir());
-    assert!(
-        matches!(second, Err(VaultError::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock)
-    );
+    assert!(second.is_err_and(|e| e.is_busy()));
     drop(first);
     PruneRequest::alone(&site.dir()).unwrap();
 }

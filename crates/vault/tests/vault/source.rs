@@ -186,6 +186,50 @@ fn what_a_crash_left_out_of_the_catalog_is_brought_in_without_the_source() {
     assert_same(&site.source().join("mirror"), &tree, "brought forward");
 }
 
+/// Half of the log has gone with a disk: what the catalog and the mirror still tell is told nowhere else.
+#[test]
+fn a_log_that_is_shorter_than_its_catalog_changes_nothing_without_the_source() {
+    let site = Site::new(true);
+    let mut chaos = Chaos::new(47);
+    site.write(&(0..20).map(|_| chaos.batch()).collect::<Vec<_>>());
+    let (vault, name) = (&site.vault, &site.name);
+    let reach = || {
+        let last = SourceVault::last_logged(vault, name).unwrap();
+        (SourceVault::last_shown(vault, name), last)
+    };
+    let doubted = || SourceVault::is_mirror_in_doubt(vault, name);
+    assert_eq!(reach(), (BatchSeq(20), BatchSeq(20)));
+    assert!(!doubted() && !SourceVault::is_behind(vault, name));
+
+    let (log_dir, db) = (site.source().join("log"), site.source().join("catalog.db"));
+    let end = {
+        // As after a crash.
+        let (log, _) = LogWriter::open(&log_dir, None).unwrap();
+        drop(Catalog::open(&db, log.last_commit()).unwrap());
+        log.committed_end()
+    };
+    assert!(SourceVault::is_behind(vault, name));
+    let whole = std::fs::read(segment_path(&log_dir, end.segment)).unwrap();
+    let cut = std::fs::File::options()
+        .write(true)
+        .open(segment_path(&log_dir, end.segment));
+    cut.unwrap().set_len(end.offset / 2).unwrap();
+    let before = std::fs::read(&db).unwrap();
+    assert!(SourceVault::bring_forward(vault, name).is_err());
+    assert!(
+        std::fs::read(&db).unwrap() == before,
+        "the catalog was touched"
+    );
+    assert_eq!(SourceVault::last_shown(vault, name), BatchSeq(20));
+    assert_same(&site.source().join("mirror"), &chaos.model.tree(), "mirror");
+
+    std::fs::write(segment_path(&log_dir, end.segment), whole).unwrap();
+    assert!(SourceVault::bring_forward(vault, name).unwrap());
+    assert!(doubted() && !SourceVault::is_behind(vault, name));
+    std::fs::remove_file(&db).unwrap();
+    assert_eq!(reach(), (BatchSeq(0), BatchSeq(20)));
+}
+
 #[test]
 fn a_hostile_source_fails_by_name_and_the_history_stays_readable() {
     let site = Site::new(true);
