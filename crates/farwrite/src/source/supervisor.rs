@@ -11,7 +11,7 @@ use super::daemon::{Daemon, DaemonOptions, Inner};
 use crate::config::{Config, Sensor};
 use crate::history::Past;
 use crate::state::State;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use farwrite_control::{Server, Status};
 use farwrite_web::{Metrics, Ui};
 use parking_lot::{Mutex, RwLock};
@@ -136,7 +136,13 @@ impl Supervisor {
             Err(e) => {
                 let saved = old.save(&self.state);
                 let daemon = self.begin_again(old)?;
-                (daemon, Some(saved.err().unwrap_or(e)))
+                let failed = match saved {
+                    Ok(()) => e,
+                    Err(s) => {
+                        anyhow!("{e:#}; and the configuration of before cannot be saved: {s:#}")
+                    }
+                };
+                (daemon, Some(failed))
             }
         };
         *self.current.write() = daemon.inner();

@@ -33,7 +33,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Makes what root makes in a vault belong to whom its sources belong to: it must be readable and writable for the process that
-/// serves it. What root may read and write it still may. To be called before there are other threads.
+/// serves it. What root may read it still may; to write where that user may not would let them have it write through a link of theirs.
+/// To be called before there are other threads.
 fn become_owner(vault_dir: &Path) -> anyhow::Result<()> {
     let Ok(owner) = std::fs::metadata(vault_dir.join("sources")) else {
         // Nothing is in it, or it is none: that is said by whoever opens it.
@@ -48,8 +49,7 @@ fn become_owner(vault_dir: &Path) -> anyhow::Result<()> {
         .and_then(|()| thread::capabilities(None))
         // capabilities(7): the effective ones go with the effective user, the permitted ones stay as long as the real one is root.
         .and_then(|mut sets| {
-            sets.effective |= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-            sets.effective &= sets.permitted;
+            sets.effective |= sets.permitted & CapabilitySet::DAC_READ_SEARCH;
             thread::set_capabilities(None, sets)
         })
         .with_context(|| format!("acting for user {}, whom the vault belongs to", owner.uid()))
