@@ -563,6 +563,8 @@ impl BackupUnit {
         }
         if partial && self.partial.len() < DOUBTS_HELD {
             self.partial.insert(node, started.at);
+        } else {
+            self.partial.remove(&node);
         }
         if !settled {
             self.look_again_at_file(c, e);

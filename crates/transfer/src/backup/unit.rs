@@ -12,6 +12,7 @@ use farwrite_core::{
     Kind, Meta, Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
 };
 use farwrite_fs::{Dir, Stat, is_absent, list_xattrs, mount_points, read_meta_with};
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -914,9 +915,14 @@ impl BackupUnit {
         let Ok(mounts) = mount_points() else {
             return Vec::new();
         };
+        let roots: Vec<&BytePath> = self.tree.roots().iter().map(|r| &r.spec.path).collect();
+        let is_below = |path: &BytePath, mount: &BytePath| {
+            path.starts_with(mount) && !roots.iter().any(|root| root.starts_with(mount))
+        };
         let mut left = Vec::new();
         self.boundaries.retain(|path| {
-            let Some((above, name)) = path.split_last().filter(|_| !mounts.contains(path)) else {
+            let mounted = mounts.iter().any(|m| is_below(path, m));
+            let Some((above, name)) = path.split_last().filter(|_| !mounted) else {
                 return true;
             };
             let there = Dir::open_absolute(&above).and_then(|dir| {
@@ -930,7 +936,8 @@ impl BackupUnit {
                     left.push((Target::Name { dir, name }, path.clone()));
                     false
                 }
-                Err(e) => !is_absent(&e),
+                // Nothing is there, or a link; which is told of like everything else.
+                Err(e) => !is_absent(&e) && Errno::from_io_error(&e) != Some(Errno::LOOP),
             }
         });
         let look = |(target, path)| BackupCommand {
