@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(30);
 /// The same if somebody wants to know now: a look takes milliseconds, and a flush may come with each of many small changes.
 const SOONEST: Duration = Duration::from_secs(5);
-/// A look takes no more than one part in so many of the time.
+/// A look takes no more than one part in so many of the time; and of that of those who want to know now.
 const SHARE: u32 = 500;
+const URGENT_SHARE: u32 = 20;
 /// Files looked at; of more, those that come later are left out.
 const KNOWN: usize = 100_000;
 
@@ -38,7 +39,8 @@ pub(crate) struct WithHeld {
     roots: Vec<WatchRoot>,
     every: Duration,
     due: Instant,
-    looked: Option<Instant>,
+    /// Not before, even if somebody wants to know.
+    soonest: Instant,
     known: HashMap<FileId, Held>,
     told: u64,
     /// What this process holds open it does not write to, or it is none of what is protected.
@@ -52,7 +54,7 @@ impl WithHeld {
             roots: roots.to_vec(),
             every: EVERY,
             due: deadline(EVERY),
-            looked: None,
+            soonest: Instant::now(),
             known: HashMap::new(),
             told: 0,
             own: std::process::id(),
@@ -79,7 +81,7 @@ impl WithHeld {
         }
         self.told += (out.len() - before) as u64;
         self.known = held;
-        self.looked = Some(Instant::now());
+        self.soonest = deadline(SOONEST.max(begin.elapsed() * URGENT_SHARE));
         self.due = deadline(self.every.max(begin.elapsed() * SHARE));
     }
 
@@ -227,8 +229,7 @@ impl ChangeSource for WithHeld {
     }
 
     fn look_now(&mut self) {
-        let soonest = self.looked.map_or_else(Instant::now, |at| at + SOONEST);
-        self.due = self.due.min(soonest);
+        self.due = self.due.min(self.soonest);
         self.inner.look_now();
     }
 
