@@ -119,13 +119,25 @@ struct State {
 pub struct Closed(pub String);
 
 impl SourceVault {
-    /// Takes the source's lock (an error if another process has it), recovers the log, and starts both threads.
+    /// Takes the source's lock (an error if another process has it), recovers the log, and starts both threads. For who can send
+    /// again what the log has lost; else see [`SourceVault::open_alone`].
     pub fn open(vault: &Vault, name: &SourceName, options: Options) -> Result<Self, VaultError> {
+        let dir = vault.source_dir(name);
+        crate::mirror::make_private_dir(&dir).map_err(|e| VaultError::io("make", &dir, e))?;
+        let lock = take_lock(&dir.join("lock"))?;
+        Self::open_locked(vault, name, options, lock)
+    }
+
+    fn open_locked(
+        vault: &Vault,
+        name: &SourceName,
+        options: Options,
+        lock: File,
+    ) -> Result<Self, VaultError> {
         let dir = vault.source_dir(name);
         let log_dir = dir.join("log");
         crate::mirror::make_private_dir(&log_dir)
             .map_err(|e| VaultError::io("make", &log_dir, e))?;
-        let lock = take_lock(&dir.join("lock"))?;
         let _ = std::fs::remove_file(dir.join(WANTED));
         let db = dir.join("catalog.db");
         let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;

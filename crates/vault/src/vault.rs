@@ -58,6 +58,11 @@ pub enum VaultError {
         /// Its format.
         format: u32,
     },
+    /// A log without what has been in it.
+    #[error(
+        "{0} is not all there any more (a disk that did not come up?): nothing is done before it is, or its source connects"
+    )]
+    Short(PathBuf),
     /// No such source.
     #[error("the vault has no source {0}")]
     NoSource(SourceName),

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use farwrite_core::history::{Entry, Mark, Moment, Request, Response, Version};
 use farwrite_core::{BatchSeq, BytePath, Name, NodeId, SourceName, limits};
 use farwrite_transfer::net::HistoryClient;
-use farwrite_vault::{History, SourceVault, Vault};
+use farwrite_vault::{History, SourceVault, Vault, VaultError};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -246,7 +246,13 @@ fn bring_forward(vault: &Vault, source: &SourceName) {
     }
     let owner = std::fs::metadata(vault.source_dir(source)).map(|m| m.uid());
     let done = match owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw()) {
-        true => SourceVault::bring_forward(vault, source).map_err(|e| e.to_string()),
+        true => match SourceVault::bring_forward(vault, source) {
+            Err(e @ VaultError::Short(_)) => {
+                eprintln!("farwrite: {e}");
+                return;
+            }
+            other => other.map_err(|e| e.to_string()),
+        },
         false => Err("it is another user's".into()),
     };
     if matches!(done, Ok(true)) {

@@ -135,7 +135,7 @@ impl Supervisor {
             Ok(daemon) => (daemon, None),
             Err(e) => {
                 let saved = old.save(&self.state);
-                let daemon = self.begin_again(old)?;
+                let daemon = self.begin_again(old).with_context(|| format!("{e:#}"))?;
                 let failed = match saved {
                     Ok(()) => e,
                     Err(s) => {

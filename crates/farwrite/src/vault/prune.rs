@@ -102,7 +102,7 @@ fn prune(vault: &Vault, name: &SourceName, policy: Policy) -> anyhow::Result<Pru
         mirror: vault.info().mirror,
         events: Arc::new(|_| {}),
     };
-    match SourceVault::open(vault, name, options) {
+    match SourceVault::open_alone(vault, name, options) {
         Ok(source) => {
             let done = source.prune(Some(policy));
             source.close()?;

@@ -112,7 +112,7 @@ fn prune(vault: &Vault, name: &SourceName) {
         mirror: vault.info().mirror,
         events: Arc::new(|_| {}),
     };
-    let done = SourceVault::open(vault, name, options)
+    let done = SourceVault::open_alone(vault, name, options)
         .map_err(|e| e.to_string())
         .and_then(|source| {
             let done = source.prune(None).map_err(|e| e.to_string());

@@ -420,7 +420,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Is it the database that is wrong, and not the machine?
-fn is_damage(e: &rusqlite::Error) -> bool {
+pub(crate) fn is_damage(e: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode as Code;
     use rusqlite::ffi::{SQLITE_IOERR_CORRUPTFS, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ};
     let Some(e) = e.sqlite_error() else {

@@ -51,7 +51,7 @@ impl From<Option<(Place, Commit)>> for Known {
 impl Known {
     /// Where the last known batch ends, if that is in this segment, and if this is the log that it was seen in: its chain, which
     /// is in its commit, is that of all that comes before.
-    fn end_in(&self, dir: &Path, segment: u64) -> Option<(Place, &Commit)> {
+    pub(crate) fn end_in(&self, dir: &Path, segment: u64) -> Option<(Place, &Commit)> {
         let (end, commit) = self.last.as_ref().filter(|(p, _)| p.segment == segment)?;
         let mut expected = Vec::new();
         codec::encode_commit(commit).write_to(&mut expected);

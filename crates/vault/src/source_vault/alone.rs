@@ -1,14 +1,28 @@
 //! What is done with a source that no process has open, behind a crash after which it may never come back. It must never lose what
 //! nobody can send again: neither catalog nor mirror is made anew from a log that is shorter than they are.
 
-use super::{SourceVault, WANTED, applied_before, ends_early, take_lock};
-use crate::catalog::{Catalog, Mark, open_reader, read_mark};
-use crate::segment::{Found, LogError, LogWriter, Place, Scan, list_segments, segment_path};
+use super::{Options, SourceVault, WANTED, applied_before, ends_early, take_lock};
+use crate::catalog::{
+    Catalog, CatalogError, Mark, is_damage, newest_batch, open_reader, read_mark,
+};
+use crate::segment::{Found, Known, LogError, LogWriter, Place, Scan, list_segments};
 use crate::vault::{Vault, VaultError};
 use farwrite_core::{BatchSeq, RecordKind, SourceName};
 use std::path::Path;
 
 impl SourceVault {
+    /// As [`SourceVault::open`], for who cannot send again what the log has lost: then it is an error, and nothing is touched.
+    pub fn open_alone(
+        vault: &Vault,
+        name: &SourceName,
+        options: Options,
+    ) -> Result<Self, VaultError> {
+        let dir = vault.source_dir(name);
+        let lock = take_lock(&dir.join("lock"))?;
+        check_whole(&dir)?;
+        SourceVault::open_locked(vault, name, options, lock)
+    }
+
     /// Has a source a log, and a catalog that was not closed at its end? So it is while a process has it open, and after a crash.
     pub fn is_behind(vault: &Vault, name: &SourceName) -> bool {
         let dir = vault.source_dir(name);
@@ -21,9 +35,9 @@ impl SourceVault {
     /// until the source comes back.
     pub fn is_mirror_in_doubt(vault: &Vault, name: &SourceName) -> bool {
         let dir = vault.source_dir(name);
-        let shown = applied_before(&dir.join("catalog.db")).map(|(_, commit)| commit.seq.0);
+        let shown = SourceVault::last_shown(vault, name).0;
         let marks = marks(&dir, [Mark::MirrorDirty, Mark::MirrorSeq]);
-        shown.is_some() && marks.is_none_or(|[dirty, seq]| dirty != 0 || Some(seq) != shown)
+        marks.is_none_or(|[dirty, seq]| dirty != 0 || seq != shown)
     }
 
     /// The last batch that the log holds, on the disk or not yet, or the catalog shows. Of the log its end is read, without what files
@@ -61,20 +75,9 @@ impl SourceVault {
         let wanted = dir.join(WANTED);
         let _ = std::fs::remove_file(&wanted);
         let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
-        let shown = applied_before(&db);
-        if let Some((end, _)) = &shown
-            && std::fs::metadata(segment_path(&log_dir, end.segment))
-                .map_or(true, |m| m.len() < end.offset)
-        {
-            return Err(ends_early(*end).into());
-        }
-        let (log, recovered) = LogWriter::open(&log_dir, shown.clone())?;
+        check_whole(&dir)?;
+        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
         let last = log.last_commit().map_or(BatchSeq(0), |c| c.seq);
-        if let Some((end, commit)) = shown
-            && commit.seq > last
-        {
-            return Err(ends_early(end).into());
-        }
         let mut catalog = Catalog::open(&db, log.last_commit())?;
         if let Some(end) = recovered.end {
             let ended = catalog.replay_while(&log_dir, end, &|| !wanted.exists())?;
@@ -88,6 +91,49 @@ impl SourceVault {
         catalog.set_marks(&[(Mark::MirrorDirty, 1)])?;
         catalog.close()?;
         Ok(true)
+    }
+}
+
+/// An error if a log has lost something that was in it when catalog and mirror saw it: to open it would make them anew from what is
+/// left.
+fn check_whole(dir: &Path) -> Result<(), VaultError> {
+    let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
+    let shown = match db.exists() {
+        true => match open_reader(&db).and_then(|c| newest_batch(&c)) {
+            Ok(newest) => Some(newest.map(|row| (row.end, row.commit))),
+            Err(e) if is_damage(&e) => None,
+            Err(source) => return Err(CatalogError::Sqlite { path: db, source }.into()),
+        },
+        false => None,
+    };
+    let segments = match log_dir.exists() {
+        true => list_segments(&log_dir)?,
+        false => Vec::new(),
+    };
+    let from = match &shown {
+        Some(Some((end, _))) => end.segment,
+        _ => 1,
+    };
+    let there = segments.iter().skip_while(|s| **s < from);
+    let no_gap = there
+        .zip(from..)
+        .all(|(found, expected)| *found == expected);
+    let reaches = match shown {
+        Some(Some(newest)) => {
+            let segment = newest.0.segment;
+            Known::from(Some(newest))
+                .end_in(&log_dir, segment)
+                .is_some()
+        }
+        // It has seen nothing yet.
+        Some(None) => true,
+        // It is lost, and with it how far the log went.
+        None if segments.is_empty() => !dir.join("mirror").exists(),
+        None => last_commit(&log_dir, None)?.is_some(),
+    };
+    match no_gap && reaches {
+        true => Ok(()),
+        false => Err(VaultError::Short(log_dir)),
     }
 }
 

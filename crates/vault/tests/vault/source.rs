@@ -202,28 +202,50 @@ fn a_log_that_is_shorter_than_its_catalog_changes_nothing_without_the_source() {
     assert!(!doubted() && !SourceVault::is_behind(vault, name));
 
     let (log_dir, db) = (site.source().join("log"), site.source().join("catalog.db"));
-    let end = {
-        // As after a crash.
+    let end = LogWriter::open(&log_dir, None).unwrap().0.committed_end();
+    let segment = segment_path(&log_dir, end.segment);
+    let whole = std::fs::read(&segment).unwrap();
+    let end = end.offset as usize;
+    let zeros = [&whole[..end - 20], &[0; 20]].concat();
+    let crash = || {
         let (log, _) = LogWriter::open(&log_dir, None).unwrap();
         drop(Catalog::open(&db, log.last_commit()).unwrap());
-        log.committed_end()
+        assert!(SourceVault::is_behind(vault, name));
     };
-    assert!(SourceVault::is_behind(vault, name));
-    let whole = std::fs::read(segment_path(&log_dir, end.segment)).unwrap();
-    let cut = std::fs::File::options()
-        .write(true)
-        .open(segment_path(&log_dir, end.segment));
-    cut.unwrap().set_len(end.offset / 2).unwrap();
-    let before = std::fs::read(&db).unwrap();
-    assert!(SourceVault::bring_forward(vault, name).is_err());
-    assert!(
-        std::fs::read(&db).unwrap() == before,
-        "the catalog was touched"
-    );
-    assert_eq!(SourceVault::last_shown(vault, name), BatchSeq(20));
-    assert_same(&site.source().join("mirror"), &chaos.model.tree(), "mirror");
-
-    std::fs::write(segment_path(&log_dir, end.segment), whole).unwrap();
+    let alone = || {
+        let options = Options {
+            mirror: true,
+            events: Ear::default().events(),
+        };
+        SourceVault::open_alone(vault, name, options).map(|s| s.close().unwrap())
+    };
+    alone().unwrap();
+    // Closed in order, and after a crash. The last is whole, but its number is missing.
+    for crashed in [false, true] {
+        if crashed {
+            crash();
+        }
+        for bad in [Some(&whole[..end / 2]), Some(&zeros), None] {
+            match bad {
+                Some(bad) => std::fs::write(&segment, bad).unwrap(),
+                None => std::fs::rename(&segment, log_dir.join("00000009.seg")).unwrap(),
+            }
+            let before = std::fs::read(&db).unwrap();
+            assert!(matches!(alone(), Err(VaultError::Short(_))));
+            if crashed {
+                let refused = SourceVault::bring_forward(vault, name);
+                assert!(matches!(refused, Err(VaultError::Short(_))));
+            }
+            assert!(std::fs::read(&db).unwrap() == before, "the catalog");
+            if let Some(bad) = bad {
+                assert!(std::fs::read(&segment).unwrap() == bad, "the log");
+            }
+            assert_eq!(SourceVault::last_shown(vault, name), BatchSeq(20));
+            assert_same(&site.source().join("mirror"), &chaos.model.tree(), "mirror");
+            let _ = std::fs::remove_file(log_dir.join("00000009.seg"));
+            std::fs::write(&segment, &whole).unwrap();
+        }
+    }
     assert!(SourceVault::bring_forward(vault, name).unwrap());
     assert!(doubted() && !SourceVault::is_behind(vault, name));
     std::fs::remove_file(&db).unwrap();
