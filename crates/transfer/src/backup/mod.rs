@@ -8,6 +8,7 @@
 mod ahead;
 mod batch;
 mod content;
+mod doubts;
 mod file;
 mod in_order;
 mod index;

@@ -2,6 +2,7 @@
 
 use super::ahead::ReadAhead;
 use super::batch::{BatchWriter, RecordSink, SinkClosed};
+use super::doubts::{MOUNTS_EVERY, untold};
 use super::file::RANGES_HELD;
 use super::index::{Index, IndexError, SLOT_NONE};
 use super::rows::{NodeFlags, NodeRow};
@@ -11,8 +12,7 @@ use farwrite_core::{
     BackupCommand, BatchSeq, BytePath, Change, ChangeOp, ChangeSeq, Clock, Commit, Extent, FileId,
     Kind, Meta, Name, NodeId, Op, Origin, Search, Target, Timestamp, What,
 };
-use farwrite_fs::{Dir, Stat, is_absent, list_xattrs, mount_points, read_meta_with};
-use rustix::io::Errno;
+use farwrite_fs::{Dir, Stat, list_xattrs, read_meta_with};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -25,15 +25,10 @@ use std::time::Duration;
 pub(super) const TICK: Duration = Duration::from_millis(25);
 /// The same where a filesystem keeps whole seconds, or two of them (FAT, ext4 with small inodes, much of FUSE).
 const COARSE_TICK: Duration = Duration::from_secs(2);
-/// A sensor that is empty now has told of what it lost this long ago (the eBPF sensor asks its programs when it is read, if
-/// it has not for a second).
-const LOSS_TOLD: Duration = Duration::from_secs(3);
 /// Files remembered as read in part, and as read too soon; of more, the index alone knows, and a compare reads them.
 pub(super) const DOUBTS_HELD: usize = 100_000;
 /// Files that could not be read are tried again after this time.
 const RETRY: Duration = Duration::from_secs(30);
-/// How often the places where something is mounted are looked at: nobody tells that it is no longer.
-const MOUNTS_EVERY: Duration = Duration::from_secs(30);
 /// A round of this many commands about names and files is one of several.
 const BACKLOG: usize = 2048;
 /// Files that one round tells of.
@@ -181,9 +176,9 @@ pub struct BackupUnit {
     /// See [`NodeFlags::PARTIAL`]: when each was last read so.
     pub(super) partial: HashMap<NodeId, Timestamp>,
     pub(super) problems: BTreeMap<BytePath, Problem>,
-    boundaries: BTreeSet<BytePath>,
+    pub(super) boundaries: BTreeSet<BytePath>,
     /// When those were last looked at.
-    boundaries_at: Timestamp,
+    pub(super) boundaries_at: Timestamp,
     last_batch: Option<BatchSeq>,
     last_clean: bool,
     /// The index says that something was left out ([`Index::is_incomplete`]).
@@ -453,19 +448,14 @@ impl BackupUnit {
             // There were more than could be remembered: only a compare finds the others.
             self.problems_lost = false;
             self.lost_retry_at = now.after(RETRY);
-            due.extend(self.tree.roots().iter().map(|r| BackupCommand {
-                path: r.spec.path.clone(),
-                target: Target::Directory(r.id),
-                what: What {
-                    compare: true,
-                    recursive: true,
-                    ..What::default()
-                },
-                extents: None,
-                first: ChangeSeq::UNKNOWN,
-                since: now,
-                newest: ChangeSeq::UNKNOWN,
-                attempts: 0,
+            let what = What {
+                compare: true,
+                recursive: true,
+                ..What::default()
+            };
+            due.extend(self.tree.roots().iter().map(|r| {
+                let target = Target::Directory(r.id);
+                untold(target, r.spec.path.clone(), what, now)
             }));
         }
         Ok(due)
@@ -823,27 +813,6 @@ impl BackupUnit {
         Ok(())
     }
 
-    /// What was read within the tick of its last change, and of which no other change has been told since.
-    fn settle_racy(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
-        let now = self.clock.now();
-        if self.racy.values().all(|t| now <= *t) || !quiet() {
-            return Ok(());
-        }
-        let is_old = |_: &NodeId, t: &mut Timestamp| now > *t;
-        let old: Vec<NodeId> = self.racy.extract_if(is_old).map(|(n, _)| n).collect();
-        self.index.begin()?;
-        for node in old {
-            if let Some(mut row) = self.index.node(node)? {
-                row.flags = row.flags.with(NodeFlags::RACY, false);
-                self.index.put_node(node, &row)?;
-            }
-        }
-        if self.batch.is_empty() {
-            self.index.commit_quietly()?;
-        }
-        Ok(())
-    }
-
     /// Notes how long it took to read a known file whole, and what that was good for, if it took long.
     pub(super) fn searched(
         &mut self,
@@ -869,91 +838,6 @@ impl BackupUnit {
     /// Could something not be read, and is to be tried again?
     pub(super) fn left_out(&self) -> bool {
         !self.problems.is_empty() || self.problems_lost
-    }
-
-    /// In a quiet moment everything that had been told of has been looked at: what was read in part is known as a whole, if
-    /// a sensor that lost something would have said so by now.
-    fn settle_partial(&mut self, quiet: &mut dyn FnMut() -> bool) -> Result<(), UnitError> {
-        let now = self.clock.now();
-        let old: Vec<NodeId> = self
-            .partial
-            .iter()
-            .filter(|(_, t)| now.since(**t) > LOSS_TOLD)
-            .map(|(n, _)| *n)
-            .collect();
-        if old.is_empty() || !quiet() {
-            return Ok(());
-        }
-        self.index.begin()?;
-        for node in old {
-            self.partial.remove(&node);
-            if let Some(mut row) = self.index.node(node)? {
-                row.flags = row.flags.with(NodeFlags::PARTIAL, false);
-                self.index.put_node(node, &row)?;
-            }
-        }
-        if self.batch.is_empty() {
-            self.index.commit_quietly()?;
-        }
-        Ok(())
-    }
-
-    /// In a quiet moment without a compare all moves have been told of and looked at.
-    fn settle_missing(&mut self, quiet: &mut dyn FnMut() -> bool) {
-        if !self.missing.is_empty() && !self.catching_up() && quiet() {
-            self.missing.clear();
-        }
-    }
-
-    /// Where another filesystem was mounted and is no longer, what was beneath it is to be seen again, and nobody tells.
-    fn leave_boundaries(&mut self, now: Timestamp) -> Vec<BackupCommand> {
-        if self.boundaries.is_empty() || now < self.boundaries_at.after(MOUNTS_EVERY) {
-            return Vec::new();
-        }
-        self.boundaries_at = now;
-        // A place where something is mounted is not touched: it may be on a server that does not answer.
-        let Ok(mounts) = mount_points() else {
-            return Vec::new();
-        };
-        let roots: Vec<&BytePath> = self.tree.roots().iter().map(|r| &r.spec.path).collect();
-        let is_below = |path: &BytePath, mount: &BytePath| {
-            path.starts_with(mount) && !roots.iter().any(|root| root.starts_with(mount))
-        };
-        let mut left = Vec::new();
-        self.boundaries.retain(|path| {
-            let mounted = mounts.iter().any(|m| is_below(path, m));
-            let Some((above, name)) = path.split_last().filter(|_| !mounted) else {
-                return true;
-            };
-            let there = Dir::open_absolute(&above).and_then(|dir| {
-                let (at, there) = (dir.stat_self()?, dir.stat(&name)?);
-                Ok((at.id, there.id.dev == at.id.dev && !there.mount_root))
-            });
-            match there {
-                Ok((_, false)) => true,
-                Ok((dir, true)) => {
-                    tracing::info!(%path, "nothing is mounted there any more: looking at what is there");
-                    left.push((Target::Name { dir, name }, path.clone()));
-                    false
-                }
-                // Nothing is there, or a link; which is told of like everything else.
-                Err(e) => !is_absent(&e) && Errno::from_io_error(&e) != Some(Errno::LOOP),
-            }
-        });
-        let look = |(target, path)| BackupCommand {
-            path,
-            target,
-            what: What {
-                name: true,
-                ..What::default()
-            },
-            extents: None,
-            first: ChangeSeq::UNKNOWN,
-            since: now,
-            newest: ChangeSeq::UNKNOWN,
-            attempts: 0,
-        };
-        left.into_iter().map(look).collect()
     }
 
     /// Is there something whose changes nobody has watched, and that has not been compared yet?
