@@ -26,6 +26,13 @@ pub const MAGIC: [u8; 4] = *b"FWR1";
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 48;
 
+/// Payloads of this size or more are compressed only if a sample of them becomes smaller.
+const SAMPLED_FROM_BYTES: usize = 256 << 10;
+/// Pieces in a sample.
+const SAMPLES: usize = 16;
+/// Bytes of each piece.
+const SAMPLE_BYTES: usize = 1 << 10;
+
 /// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -182,19 +189,30 @@ pub fn hash16(bytes: &[u8]) -> [u8; 16] {
         .expect("16 of 32 bytes")
 }
 
+/// Does a sample of a large payload become smaller? What repeats only from one piece to what lies between them is not seen.
+fn may_compress(raw: &[u8]) -> bool {
+    if raw.len() < SAMPLED_FROM_BYTES {
+        return true;
+    }
+    // No power of two lies between them, as it may between the parts of a file.
+    let distance = (raw.len() - SAMPLE_BYTES) / (SAMPLES - 1);
+    let pieces = (0..SAMPLES).map(|i| &raw[i * distance..][..SAMPLE_BYTES]);
+    let sample = pieces.collect::<Vec<_>>().concat();
+    let packed = zstd::bulk::compress(&sample, 1);
+    packed.is_ok_and(|p| p.len() <= sample.len() - sample.len() / 64)
+}
+
 impl Record {
-    /// Wraps a payload, compressed with zstd level 1 if that saves an eighth or more.
+    /// Wraps a payload, compressed with zstd level 1 if that saves an eighth or more. A large payload is not even tried if
+    /// pieces from all over it, put together, do not become smaller by a sixty-fourth.
     ///
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
     pub fn new(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
         let raw_len = raw.len();
-        let packed = if raw.len() >= 64 {
-            zstd::bulk::compress(&raw, 1).ok()
-        } else {
-            None
-        };
-        match packed {
+        let worth_it = raw.len() >= 64 && may_compress(&raw);
+        let packed = worth_it.then(|| zstd::bulk::compress(&raw, 1).ok());
+        match packed.flatten() {
             Some(p) if p.len() <= raw.len() - raw.len() / 8 => {
                 Record::stored(kind, seq, Codec::Zstd, raw_len, p)
             }
@@ -331,6 +349,51 @@ mod tests {
             assert_eq!(back, r);
             assert_eq!(back.decode().unwrap(), raw);
             assert!(buf.is_empty());
+        }
+    }
+
+    /// Bytes that do not compress.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_sample_keeps_nothing_from_being_compressed_that_saves_an_eighth() {
+        let len = limits::BLOCK_RAW_BYTES;
+        let codec = |raw: Vec<u8>| {
+            Record::new(RecordKind::Block, BatchSeq(1), raw)
+                .header
+                .codec
+        };
+        for len in [SAMPLED_FROM_BYTES, SAMPLED_FROM_BYTES + 1, len - 1, len] {
+            assert_eq!(codec(noise(len)), Codec::Raw, "{len}");
+        }
+        // Zeros in one piece, wherever it lies.
+        let zeros = len / 8 + len / 64;
+        for at in (0..=len - zeros).step_by(40_009) {
+            let mut raw = noise(len);
+            raw[at..at + zeros].fill(0);
+            assert_eq!(codec(raw), Codec::Zstd, "{at}");
+        }
+        // A page of zeros in every fourth, a zero in every fourth byte, few different bytes, text with noise between.
+        let patterns: [fn(usize, u8) -> u8; 4] = [
+            |i, b| if (i >> 12) % 4 == 1 { 0 } else { b },
+            |i, b| if i.is_multiple_of(4) { 0 } else { b },
+            |_, b| b & 0x3f,
+            |i, b| {
+                if i % 100_000 < 30_000 {
+                    b"all work and no play "[i % 21]
+                } else {
+                    b
+                }
+            },
+        ];
+        for (n, pattern) in patterns.into_iter().enumerate() {
+            let raw = noise(len).into_iter().enumerate();
+            let raw = raw.map(|(i, b)| pattern(i, b)).collect();
+            assert_eq!(codec(raw), Codec::Zstd, "pattern {n}");
         }
     }
 

@@ -126,7 +126,7 @@ async fn dial_tls(target: &TlsTarget, address: &str) -> Result<BoxStream, String
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         tokio_rustls::TlsConnector::from(config)
-            .connect(tls::server_name(), stream)
+            .connect(tls::server_name(), tls::buffered(stream))
             .await
     };
     match timeout(CONNECT_WITHIN, connect).await {

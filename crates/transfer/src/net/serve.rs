@@ -643,7 +643,7 @@ async fn serve_tls(
     if let Err(e) = stream.set_nodelay(true) {
         return failed(e.to_string());
     }
-    let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+    let accept = tokio_rustls::TlsAcceptor::from(config).accept(tls::buffered(stream));
     let stream = match timeout(HANDSHAKE_WITHIN, accept).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return failed(format!("TLS handshake: {e}")),

@@ -20,6 +20,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
 
 /// The protocol's name in ALPN.
 pub const ALPN: &[u8] = b"farwrite/1";
@@ -27,8 +29,15 @@ pub const ALPN: &[u8] = b"farwrite/1";
 pub const IDENTITY_FILE: &str = "identity.pem";
 /// Most bytes of that file.
 const IDENTITY_BYTES: u64 = 64 << 10;
+/// Bytes taken out of a socket at once.
+const SOCKET_BYTES: usize = 64 << 10;
 /// In the certificate, for who looks at it; nobody checks it.
 const CERTIFICATE_NAME: &str = "farwrite";
+
+/// A socket that TLS is spoken over. The library asks it for one TLS record at a time, 16 KiB at most: each would be a system call.
+pub(super) fn buffered(socket: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(SOCKET_BYTES, socket)
+}
 
 /// BLAKE3 over a public key (the certificate's SubjectPublicKeyInfo in DER). Compares in constant time.
 #[derive(Clone, Copy, Serialize, Deserialize)]
