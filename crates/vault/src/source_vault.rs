@@ -141,6 +141,7 @@ impl SourceVault {
         let _ = std::fs::remove_file(dir.join(WANTED));
         let db = dir.join("catalog.db");
         let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
+        recovered.tell(name);
         let catalog = Catalog::open(&db, log.last_commit())?;
         let shared = Arc::new(Shared {
             events: options.events,

@@ -1,11 +1,11 @@
 //! Brings the end of a log in order after a crash: everything up to the last whole batch stays, a torn tail goes.
-//! It must never cut off a batch that is known to have been durable, and whatever it cuts that looks like a whole
-//! batch is kept beside the log.
+//! It must never cut off a batch that is known to have been durable if its commit can be read, and whatever it cuts that looks like a
+//! whole batch, or was durable once, is kept beside the log.
 
 use super::scan::{Damage, Found, Scan};
 use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments, segment_path, sync_dir};
 use farwrite_core::op::Chain;
-use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, codec};
+use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, SourceName, codec};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -20,10 +20,31 @@ pub struct Recovered {
     pub end: Option<Place>,
     /// Bytes cut off the end.
     pub dropped_bytes: u64,
-    /// Where cut bytes were put that held whole commits.
+    /// Where cut bytes were put that held whole commits, or what was known to have been durable.
     pub set_aside: Vec<PathBuf>,
     /// Damage in front of the last whole batch, as far back as was looked.
     pub damage: Vec<Damage>,
+}
+
+impl Recovered {
+    /// Logs what a user has to know: a torn end is none of it.
+    pub(crate) fn tell(&self, source: &SourceName) {
+        let last = self.last.as_ref().map_or(0, |c| c.seq.0);
+        for path in &self.set_aside {
+            tracing::warn!(
+                "{source}: its log cannot be read behind batch {last} and ends there now. The rest is kept in {}; the source sends \
+                 again what it still has of it.",
+                path.display()
+            );
+        }
+        for damage in &self.damage {
+            let Place { segment, offset } = damage.place;
+            tracing::warn!(
+                "{source}: its log is damaged in segment {segment} at byte {offset}: {}. Verify the vault to see what it concerns.",
+                damage.what
+            );
+        }
+    }
 }
 
 /// What another projection has seen of a log: that much was durable once.
@@ -60,6 +81,12 @@ impl Known {
         let file = File::open(segment_path(dir, segment)).ok()?;
         file.read_exact_at(&mut found, begin).ok()?;
         (found == expected).then_some((*end, commit))
+    }
+
+    /// Does the last known batch end behind this place?
+    fn is_behind(&self, segment: u64, offset: u64) -> bool {
+        let last = self.last.as_ref().map(|(end, _)| end);
+        last.is_some_and(|end| (end.segment, end.offset) > (segment, offset))
     }
 }
 
@@ -102,7 +129,7 @@ struct Tail {
     last: Option<Commit>,
     damage: Vec<Damage>,
     header_ok: bool,
-    /// There are commits behind `end`.
+    /// There are commits behind `end`, or were once.
     lost_commits: bool,
     /// Zeros behind `len`, which a writer had in reserve.
     reserve: u64,
@@ -169,6 +196,7 @@ impl Tail {
         }
         tail.reserve = scan.reserve();
         tail.len -= tail.reserve;
+        tail.lost_commits |= tail.end < tail.len && known.is_behind(segment, tail.end);
         Ok(tail)
     }
 }

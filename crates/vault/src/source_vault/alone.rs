@@ -77,6 +77,7 @@ impl SourceVault {
         let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
         check_whole(&dir)?;
         let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
+        recovered.tell(name);
         let last = log.last_commit().map_or(BatchSeq(0), |c| c.seq);
         let mut catalog = Catalog::open(&db, log.last_commit())?;
         if let Some(end) = recovered.end {

@@ -186,6 +186,59 @@ fn a_torn_batch_in_front_of_a_whole_one_is_cut_unless_it_was_durable_once() {
     assert_eq!(aside, bytes[cut as usize..]);
 }
 
+/// The end of a batch that was durable is damaged: nobody but its source can say what was in it, if that still has it.
+#[test]
+fn what_was_known_and_cannot_be_read_any_more_is_kept_beside_the_log() {
+    let batches = small_batches(&mut Maker::new(), 3);
+    // In the last segment, and all of the last segment there is.
+    for segment_bytes in [u64::MAX, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path(), 0, segment_bytes);
+        for r in batches[..2].iter().flatten() {
+            append(&mut log, r);
+        }
+        let before = log.committed_end();
+        batches[2].iter().for_each(|r| append(&mut log, r));
+        log.sync().unwrap();
+        let known = (log.committed_end(), log.last_commit().unwrap().clone());
+        drop(log);
+        let path = segment_path(dir.path(), known.0.segment);
+        let mut bytes = std::fs::read(&path).unwrap();
+        // In the payload of the commit.
+        let at = known.0.offset as usize - 20;
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let reopen = |known: Option<(Place, Commit)>| {
+            LogWriter::open_sized(dir.path(), known, segment_bytes)
+                .unwrap()
+                .1
+        };
+        let r = reopen(Some(known.clone()));
+        assert_eq!(r.last.map(|c| c.seq), Some(BatchSeq(2)));
+        assert_eq!(r.end, Some(before));
+        let aside: Vec<_> = r
+            .set_aside
+            .iter()
+            .map(|p| std::fs::read(p).unwrap())
+            .collect();
+        let cut = match before.segment == known.0.segment {
+            true => before.offset as usize,
+            false => 0,
+        };
+        assert!(aside == [&bytes[cut..]], "{:?}", r.set_aside);
+        // Once is enough; and a torn end that nobody had seen is no loss.
+        assert_eq!(reopen(Some(known)).set_aside.len(), 0);
+        let mut torn = bytes.clone();
+        torn.truncate(at);
+        std::fs::write(&path, &torn).unwrap();
+        let r = reopen(None);
+        assert_eq!(
+            (r.last.map(|c| c.seq), r.set_aside.len()),
+            (Some(BatchSeq(2)), 0)
+        );
+    }
+}
+
 #[test]
 fn what_is_known_of_a_log_is_not_read_again() {
     let dir = tempfile::tempdir().unwrap();
