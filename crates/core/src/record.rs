@@ -208,13 +208,14 @@ impl Record {
     ///
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
-    pub fn new(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
+    pub fn new(kind: RecordKind, seq: BatchSeq, raw: impl Into<Bytes>) -> Self {
+        let raw = raw.into();
         let raw_len = raw.len();
         let worth_it = raw.len() >= 64 && may_compress(&raw);
         let packed = worth_it.then(|| zstd::bulk::compress(&raw, 1).ok());
         match packed.flatten() {
             Some(p) if p.len() <= raw.len() - raw.len() / 8 => {
-                Record::stored(kind, seq, Codec::Zstd, raw_len, p)
+                Record::stored(kind, seq, Codec::Zstd, raw_len, p.into())
             }
             _ => Record::stored(kind, seq, Codec::Raw, raw_len, raw),
         }
@@ -226,10 +227,10 @@ impl Record {
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
     pub fn uncompressed(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
         let len = raw.len();
-        Record::stored(kind, seq, Codec::Raw, len, raw)
+        Record::stored(kind, seq, Codec::Raw, len, raw.into())
     }
 
-    fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: usize, payload: Vec<u8>) -> Self {
+    fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: usize, payload: Bytes) -> Self {
         assert!(raw <= limits::RECORD_BYTES, "record payload of {raw} bytes");
         let header = RecordHeader {
             kind,
@@ -239,10 +240,7 @@ impl Record {
             seq,
             hash: hash16(&payload),
         };
-        Record {
-            header,
-            payload: payload.into(),
-        }
+        Record { header, payload }
     }
 
     /// Takes one whole record off the front of bytes that nobody else adds to, without copying its payload; `None` if

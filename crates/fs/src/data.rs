@@ -112,11 +112,11 @@ pub fn data_segments(fd: impl AsFd, size: u64) -> io::Result<Vec<Segment>> {
     Ok(out)
 }
 
-/// A file's first `len` bytes; `UnexpectedEof` if it has fewer. Does not clear the memory first that they are read into.
-pub fn read_start(fd: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
+/// `len` bytes of a file; `UnexpectedEof` if it has fewer. Does not clear the memory first that they are read into.
+pub fn read_range(fd: impl AsFd, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
-        let at = bytes.len() as u64;
+        let at = offset + bytes.len() as u64;
         match rustix::io::pread(&fd, spare_capacity(&mut bytes), at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(Errno::INTR) => {}

@@ -21,7 +21,7 @@ pub use attrs::{
 pub use cache::{HandleCache, raise_open_files};
 pub use data::{
     SHARED_UNIT_BYTES, Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole,
-    read_start, share_range, shares_extents,
+    read_range, share_range, shares_extents,
 };
 pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
 pub use direct::{

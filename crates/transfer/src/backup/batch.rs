@@ -2,6 +2,7 @@
 //! keeps the operations for the end.
 
 use super::pack::{Packer, pack};
+use bytes::Bytes;
 use farwrite_core::codec::{encode_commit, encode_ops};
 use farwrite_core::op::Chain;
 use farwrite_core::record::Record;
@@ -35,6 +36,34 @@ pub struct Piece {
     pub block_offset: u32,
     /// Bytes.
     pub len: u32,
+}
+
+/// Content that goes into a batch.
+pub enum Run<'a> {
+    /// It is copied.
+    Lent(&'a [u8]),
+    /// What makes a block of its own is not.
+    Given(Bytes),
+}
+
+impl Run<'_> {
+    /// Its bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Run::Lent(bytes) => bytes,
+            Run::Given(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+}
+
+impl<'a> From<&'a [u8]> for Run<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Run::Lent(bytes)
+    }
 }
 
 /// See the module.
@@ -73,17 +102,40 @@ impl BatchWriter {
     }
 
     /// Adds content; `f` gets the pieces it went to, in order.
-    pub fn put_data(
+    pub fn put_data<'r>(
         &mut self,
-        mut data: &[u8],
+        data: impl Into<Run<'r>>,
         mut f: impl FnMut(Piece),
     ) -> Result<(), SinkClosed> {
+        let data = data.into();
         self.data_bytes += data.len() as u64;
         if data.len() >= ALIGNED_BYTES && !self.block.len().is_multiple_of(ALIGN) {
             // It keeps no room that it will not use: until it is acked it stays in memory.
             self.block.shrink_to_fit();
             self.end_block()?;
         }
+        match data {
+            Run::Lent(bytes) => self.copy_in(bytes, &mut f),
+            Run::Given(mut bytes) => {
+                if !self.block.is_empty() {
+                    let room = limits::BLOCK_RAW_BYTES - self.block.len();
+                    let begin = bytes.split_to(room.min(bytes.len()));
+                    self.copy_in(&begin, &mut f)?;
+                }
+                while bytes.len() >= limits::BLOCK_RAW_BYTES {
+                    f(Piece {
+                        block: self.blocks,
+                        block_offset: 0,
+                        len: limits::BLOCK_RAW_BYTES as u32,
+                    });
+                    self.pack(bytes.split_to(limits::BLOCK_RAW_BYTES))?;
+                }
+                self.copy_in(&bytes, &mut f)
+            }
+        }
+    }
+
+    fn copy_in(&mut self, mut data: &[u8], f: &mut impl FnMut(Piece)) -> Result<(), SinkClosed> {
         while !data.is_empty() {
             let room = limits::BLOCK_RAW_BYTES - self.block.len();
             let (now, later) = data.split_at(room.min(data.len()));
@@ -103,6 +155,10 @@ impl BatchWriter {
 
     fn end_block(&mut self) -> Result<(), SinkClosed> {
         let raw = std::mem::replace(&mut self.block, Vec::with_capacity(limits::BLOCK_RAW_BYTES));
+        self.pack(raw.into())
+    }
+
+    fn pack(&mut self, raw: Bytes) -> Result<(), SinkClosed> {
         self.packer.put(self.seq, raw);
         self.blocks += 1;
         while let Some(record) = self.packer.ready() {
@@ -267,6 +323,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_and_makes_a_block_is_not_copied() {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let mut writer = BatchWriter::new(Box::new(Kept(kept.clone())), BatchSeq(1), &[7; 32]);
+        let mut noise = vec![0; (5 << 20) / 2];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let bytes = Bytes::from(noise);
+        let mut pieces = Vec::new();
+        let odd = b"what came before";
+        writer.put_data(&odd[..], |p| pieces.push(p)).unwrap();
+        // Behind an odd end, and then behind half a block, which has to be filled.
+        for _ in 0..2 {
+            let run = Run::Given(bytes.clone());
+            writer.put_data(run, |p| pieces.push(p)).unwrap();
+        }
+        let done = writer.finish::<SinkClosed>(unfinished(), |_| Ok(()));
+        let records = std::mem::take(&mut *kept.lock().unwrap());
+        let blocks = &records[..done.unwrap().blocks as usize];
+        let sent = pieces.iter().flat_map(|p| {
+            let block = &blocks[p.block as usize].payload;
+            &block[p.block_offset as usize..][..p.len as usize]
+        });
+        let all = [&odd[..], &bytes, &bytes].concat();
+        assert!(sent.copied().eq(all));
+        let begin = bytes.as_ptr().addr();
+        let is_the_same = |r: &Record| {
+            let at = r.payload.as_ptr().addr();
+            (begin..begin + bytes.len()).contains(&at)
+        };
+        let same: Vec<bool> = blocks.iter().map(is_the_same).collect();
+        assert_eq!(same, [false, true, true, false, true, true]);
+    }
+
+    #[test]
     fn much_at_once_begins_at_a_page_of_its_block() {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let mut writer = BatchWriter::new(Box::new(Kept(kept.clone())), BatchSeq(1), &[7; 32]);
@@ -275,7 +364,7 @@ mod tests {
         let mut all = Vec::new();
         for part in &parts {
             let mut pieces = Vec::new();
-            writer.put_data(part, |p| pieces.push(p)).unwrap();
+            writer.put_data(&part[..], |p| pieces.push(p)).unwrap();
             if part.len() >= ALIGNED_BYTES {
                 let mut offsets = pieces.iter().map(|p| p.block_offset as usize);
                 assert!(offsets.all(|o| o.is_multiple_of(ALIGN)), "{pieces:?}");

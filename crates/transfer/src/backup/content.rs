@@ -1,12 +1,14 @@
 //! Finds the variant part of a file: compares what is there, block by block, with the checksums of what was
 //! sent, and reads no more than it is told to when the sensor knew the extents.
 
+use super::batch::Run;
 use super::in_order::InOrder;
 use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
+use bytes::Bytes;
 use farwrite_core::limits::SUM_BLOCK_BYTES;
 use farwrite_core::{Extent, ExtentSet};
-use farwrite_fs::{Segments, expect_reads, read_start};
+use farwrite_fs::{Segments, expect_reads, read_range};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -45,7 +47,7 @@ fn nonzero(h: u128) -> [u8; SUM_BYTES] {
 /// What is different about a piece of a file.
 pub enum Variant<'a> {
     /// These bytes are at this offset.
-    Data(u64, &'a [u8]),
+    Data(u64, Run<'a>),
     /// This range is a hole.
     Hole(Extent),
     /// A group's checksums are these now; all its differences have been told. `None`: all holes.
@@ -78,7 +80,7 @@ pub struct SmallContent {
 
 /// Reads a file of at most [`SMALL_BYTES`]; shorter content than `size` is an `UnexpectedEof`.
 pub fn read_small(file: &File, size: u64, sparse: bool) -> io::Result<SmallContent> {
-    let bytes = read_start(file, size as usize)?;
+    let bytes = read_range(file, 0, size as usize)?;
     let mut runs = Vec::new();
     if sparse {
         let mut segments = Segments::new(file, size);
@@ -360,6 +362,9 @@ impl Comparison<'_> {
             number, span, old, ..
         } = group;
         let data = &group.data[..];
+        if old.is_none() && data == [span] {
+            return self.new_group(number, span, f);
+        }
         let buf = &mut buf[..span.len as usize];
         let was = |b: u64| {
             let at = b as usize * SUM_BYTES;
@@ -414,6 +419,21 @@ impl Comparison<'_> {
             f(Variant::Sums(number, Some(new))).map_err(ContentError::Receiver)?;
         }
         Ok(read)
+    }
+
+    /// A group without holes of which nothing is known.
+    fn new_group<E>(
+        &self,
+        number: u64,
+        span: Extent,
+        f: Receiver<'_, E>,
+    ) -> Result<u64, ContentError<E>> {
+        let bytes = Bytes::from(read_range(self.file, span.offset, span.len as usize)?);
+        let sums = bytes.chunks(SUM_BLOCK_BYTES as usize).flat_map(sum);
+        let sums = Some(sums.collect());
+        f(Variant::Data(span.offset, Run::Given(bytes))).map_err(ContentError::Receiver)?;
+        f(Variant::Sums(number, sums)).map_err(ContentError::Receiver)?;
+        Ok(span.len)
     }
 
     /// Reads those blocks of `span` into their places in `buf`, holes as zeros. Returns the bytes read.
@@ -478,8 +498,8 @@ impl Comparison<'_> {
         for e in data.iter().filter_map(|e| e.intersect(run)) {
             hole_to(at, e.offset, f).map_err(ContentError::Receiver)?;
             let from = (e.offset - span.offset) as usize;
-            f(Variant::Data(e.offset, &buf[from..from + e.len as usize]))
-                .map_err(ContentError::Receiver)?;
+            let bytes = &buf[from..from + e.len as usize];
+            f(Variant::Data(e.offset, bytes.into())).map_err(ContentError::Receiver)?;
             at = e.end();
         }
         hole_to(at, run.end(), f).map_err(ContentError::Receiver)
@@ -601,7 +621,7 @@ mod tests {
         };
         let read = comparison.run::<Infallible>(&mut |g| Ok(sums.get(&g).cloned()), &mut |v| {
             match v {
-                Variant::Data(at, bytes) => told.data.push((at, bytes.to_vec())),
+                Variant::Data(at, run) => told.data.push((at, run.as_slice().to_vec())),
                 Variant::Hole(x) => told.holes.push(x),
                 Variant::Sums(group, new) => drop(told.sums.insert(group, new)),
             }

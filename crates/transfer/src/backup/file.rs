@@ -1,7 +1,7 @@
 //! Sending a regular file: its variant part, staged where it is too large for one batch, then its attributes.
 
 use super::ahead::FileRead;
-use super::batch::Piece;
+use super::batch::{Piece, Run};
 use super::content::{Comparison, ContentError, SMALL_BYTES, SmallContent, Variant, read_small};
 use super::look::Present;
 use super::rows::{NodeFlags, NodeRow};
@@ -286,7 +286,7 @@ impl BackupUnit {
                 continue;
             }
             let bytes = &s.bytes[run.offset as usize..run.end() as usize];
-            self.put_run(node, run.offset, bytes, &mut content)?;
+            self.put_run(node, run.offset, bytes.into(), &mut content)?;
         }
         Ok(content)
     }
@@ -348,11 +348,11 @@ impl BackupUnit {
         content: &mut Content,
     ) -> Result<(), UnitError> {
         match v {
-            Variant::Data(offset, bytes) => {
+            Variant::Data(offset, run) => {
                 let target = content.staged.as_ref().map_or(node, |s| s.node);
-                self.put_run(target, offset, bytes, content)?;
-                let run = Extent::new(offset, bytes.len() as u64);
-                self.add_to_staged(node, base, run, content);
+                let extent = Extent::new(offset, run.as_slice().len() as u64);
+                self.put_run(target, offset, run, content)?;
+                self.add_to_staged(node, base, extent, content);
             }
             // Where nothing is written to the staged node, it has a hole.
             Variant::Hole(x) if content.staged.is_some() => {
@@ -452,12 +452,13 @@ impl BackupUnit {
         &mut self,
         node: NodeId,
         offset: u64,
-        bytes: &[u8],
+        run: Run<'_>,
         content: &mut Content,
     ) -> Result<(), UnitError> {
         let mut at = offset;
         let ops = &mut content.ops;
-        self.batch.put_data(bytes, |p: Piece| {
+        let len = run.as_slice().len() as u64;
+        self.batch.put_data(run, |p: Piece| {
             ops.push(Op::Write {
                 node,
                 offset: at,
@@ -467,8 +468,8 @@ impl BackupUnit {
             });
             at += u64::from(p.len);
         })?;
-        content.bytes_new += bytes.len() as u64;
-        self.stats.bytes_new += bytes.len() as u64;
+        content.bytes_new += len;
+        self.stats.bytes_new += len;
         Ok(())
     }
 

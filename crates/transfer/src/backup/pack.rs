@@ -2,6 +2,7 @@
 //! half of the work. Records come out in the order in which their content went in.
 
 use super::in_order::InOrder;
+use bytes::Bytes;
 use farwrite_core::BatchSeq;
 use farwrite_core::record::{Record, RecordKind};
 
@@ -9,7 +10,7 @@ use farwrite_core::record::{Record, RecordKind};
 const UNDER_WAY: usize = 4;
 
 /// Makes the record of a block.
-pub(super) fn pack(seq: BatchSeq, raw: Vec<u8>) -> Record {
+pub(super) fn pack(seq: BatchSeq, raw: impl Into<Bytes>) -> Record {
     Record::new(RecordKind::Block, seq, raw)
 }
 
@@ -24,7 +25,7 @@ impl Default for Packer {
 
 impl Packer {
     /// Takes a block in.
-    pub(super) fn put(&mut self, seq: BatchSeq, raw: Vec<u8>) {
+    pub(super) fn put(&mut self, seq: BatchSeq, raw: Bytes) {
         self.0.put(move || pack(seq, raw));
     }
 

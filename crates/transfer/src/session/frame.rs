@@ -76,7 +76,11 @@ mod tests {
 
     #[test]
     fn a_record_over_the_bound_is_refused_by_its_header_alone() {
-        let r = Record::new(RecordKind::Message, BatchSeq(0), (0..=255).collect());
+        let r = Record::new(
+            RecordKind::Message,
+            BatchSeq(0),
+            (0..=255).collect::<Vec<_>>(),
+        );
         let mut f = Framer::default();
         f.push(&r.header.encode());
         assert_eq!(f.next(255), Err(BadRecord::TooLarge(256)));
