@@ -24,16 +24,23 @@ pub struct Recovered {
     pub set_aside: Vec<PathBuf>,
     /// Damage in front of the last whole batch, as far back as was looked.
     pub damage: Vec<Damage>,
+    /// The last batch that was known, if the log ends before it now.
+    pub lost: Option<BatchSeq>,
 }
 
 impl Recovered {
-    /// Logs what a user has to know: a torn end is none of it.
+    /// Logs what a user has to know: a torn end that nobody was told of is none of it.
     pub(crate) fn tell(&self, source: &SourceName) {
-        let last = self.last.as_ref().map_or(0, |c| c.seq.0);
-        for path in &self.set_aside {
+        let last = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+        if let Some(lost) = self.lost {
             tracing::warn!(
-                "{source}: its log cannot be read behind batch {last} and ends there now. The rest is kept in {}; the source sends \
-                 again what it still has of it.",
+                "{source}: its log ends behind batch {last} now, and batch {lost} was in it. What can be restored of the batches \
+                 between is what the source still has: it sends that again."
+            );
+        }
+        for path in &self.set_aside {
+            tracing::info!(
+                "{source}: what came behind batch {last} in its log is kept in {}",
                 path.display()
             );
         }
@@ -90,9 +97,17 @@ impl Known {
     }
 }
 
-/// See [`Recovered`]. Scans what is behind the last known batch; without that the last segment, and the one before if the last holds
-/// no batch.
+/// See [`Recovered`].
 pub(super) fn recover(dir: &Path, known: &Known) -> Result<Recovered, LogError> {
+    let mut out = cut_torn_end(dir, known)?;
+    let last = out.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+    out.lost = Some(known.seq).filter(|seq| *seq > last);
+    Ok(out)
+}
+
+/// Scans what is behind the last known batch; without that the last segment, and the one before if the last holds
+/// no batch.
+fn cut_torn_end(dir: &Path, known: &Known) -> Result<Recovered, LogError> {
     let mut out = Recovered::default();
     let segments = list_segments(dir)?;
     for (i, &segment) in segments.iter().enumerate().rev() {
@@ -231,7 +246,7 @@ fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Resul
         .open(&path)
         .map_err(|e| LogError::io("open", &path, e))?;
     if tail.lost_commits {
-        let aside = path.with_extension(format!("cut-{}", tail.end));
+        let aside = free_name(&path, tail.end);
         keep_from(&file, tail.end, &aside).map_err(|e| LogError::io("copy", &aside, e))?;
         sync_dir(dir)?;
         out.set_aside.push(aside);
@@ -246,12 +261,23 @@ fn truncate(dir: &Path, segment: u64, tail: &Tail, out: &mut Recovered) -> Resul
     sync_dir(dir)
 }
 
-/// Puts what is behind `from` into a file of its own.
+/// A name for what is cut off a segment at byte `end`: what was kept before stays, it may be the only copy.
+fn free_name(segment: &Path, end: u64) -> PathBuf {
+    let first = segment.with_extension(format!("cut-{end}"));
+    let more = (2..).map(|n| segment.with_extension(format!("cut-{end}-{n}")));
+    let mut names = std::iter::once(first).chain(more);
+    names.find(|p| !p.exists()).expect("one is free")
+}
+
+/// Puts what is behind `from` into a file of its own; if it cannot, there is none.
 fn keep_from(mut file: &File, from: u64, aside: &Path) -> std::io::Result<()> {
-    let mut copy = File::create(aside)?;
+    let mut copy = File::create_new(aside)?;
     file.seek(SeekFrom::Start(from))?;
-    std::io::copy(&mut file, &mut copy)?;
-    copy.sync_all()
+    let kept = std::io::copy(&mut file, &mut copy).and_then(|_| copy.sync_all());
+    if kept.is_err() {
+        let _ = std::fs::remove_file(aside);
+    }
+    kept
 }
 
 fn remove_segment(
@@ -262,7 +288,7 @@ fn remove_segment(
 ) -> Result<(), LogError> {
     let path = segment_path(dir, segment);
     if tail.lost_commits {
-        let aside = path.with_extension("cut-0");
+        let aside = free_name(&path, 0);
         std::fs::rename(&path, &aside).map_err(|e| LogError::io("rename", &path, e))?;
         out.set_aside.push(aside);
     } else {

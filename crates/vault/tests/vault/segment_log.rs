@@ -214,7 +214,7 @@ fn what_was_known_and_cannot_be_read_any_more_is_kept_beside_the_log() {
                 .1
         };
         let r = reopen(Some(known.clone()));
-        assert_eq!(r.last.map(|c| c.seq), Some(BatchSeq(2)));
+        assert_eq!(r.last.as_ref().map(|c| c.seq), Some(BatchSeq(2)));
         assert_eq!(r.end, Some(before));
         let aside: Vec<_> = r
             .set_aside
@@ -226,16 +226,27 @@ fn what_was_known_and_cannot_be_read_any_more_is_kept_beside_the_log() {
             false => 0,
         };
         assert!(aside == [&bytes[cut..]], "{:?}", r.set_aside);
-        // Once is enough; and a torn end that nobody had seen is no loss.
-        assert_eq!(reopen(Some(known)).set_aside.len(), 0);
-        let mut torn = bytes.clone();
-        torn.truncate(at);
-        std::fs::write(&path, &torn).unwrap();
+        assert_eq!(r.lost, Some(BatchSeq(3)));
+        // Once is enough.
+        assert_eq!(reopen(Some(known.clone())).set_aside.len(), 0);
+        // The same again, with other bytes: the first are kept.
+        bytes[at] ^= 2;
+        std::fs::write(&path, &bytes).unwrap();
+        let again = reopen(Some(known.clone()));
+        assert!(std::fs::read(&again.set_aside[0]).unwrap() == bytes[cut..]);
+        assert!(std::fs::read(&r.set_aside[0]).unwrap() == aside[0]);
+        // Of what has become zeros, or is gone, there is nothing to keep.
+        for gone in [vec![0; bytes.len() - cut], Vec::new()] {
+            std::fs::write(&path, [&bytes[..cut], &gone].concat()).unwrap();
+            let r = reopen(Some(known.clone()));
+            assert_eq!((r.end, r.lost), (Some(before), Some(BatchSeq(3))));
+            assert_eq!(r.set_aside.len(), 0);
+        }
+        // A torn end that nobody had seen is no loss.
+        std::fs::write(&path, &bytes[..at]).unwrap();
         let r = reopen(None);
-        assert_eq!(
-            (r.last.map(|c| c.seq), r.set_aside.len()),
-            (Some(BatchSeq(2)), 0)
-        );
+        assert_eq!((r.end, r.lost), (Some(before), None));
+        assert_eq!(r.set_aside.len(), 0);
     }
 }
 
