@@ -26,8 +26,6 @@ pub const MAGIC: [u8; 4] = *b"FWR1";
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 48;
 
-/// Payloads of this size or more are compressed only if a sample of them becomes smaller.
-const SAMPLED_FROM_BYTES: usize = 256 << 10;
 /// Pieces in a sample.
 const SAMPLES: usize = 16;
 /// Bytes of each piece.
@@ -189,12 +187,12 @@ pub fn hash16(bytes: &[u8]) -> [u8; 16] {
         .expect("16 of 32 bytes")
 }
 
-/// Does a sample of a large payload become smaller? What repeats only from one piece to what lies between them is not seen.
+/// Does a sample of a large payload become smaller by a sixty-fourth? Noise that repeats is noise to it.
 fn may_compress(raw: &[u8]) -> bool {
-    if raw.len() < SAMPLED_FROM_BYTES {
+    if raw.len() < 16 * SAMPLES * SAMPLE_BYTES {
         return true;
     }
-    // No power of two lies between them, as it may between the parts of a file.
+    // In the largest block no power of two lies between them, as it may between the parts of a file.
     let distance = (raw.len() - SAMPLE_BYTES) / (SAMPLES - 1);
     let pieces = (0..SAMPLES).map(|i| &raw[i * distance..][..SAMPLE_BYTES]);
     let sample = pieces.collect::<Vec<_>>().concat();
@@ -203,17 +201,19 @@ fn may_compress(raw: &[u8]) -> bool {
 }
 
 impl Record {
-    /// Wraps a payload, compressed with zstd level 1 if that saves an eighth or more. A large payload is not even tried if
-    /// pieces from all over it, put together, do not become smaller by a sixty-fourth.
+    /// Wraps a payload, compressed with zstd level 1 if that saves an eighth or more.
     ///
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
     pub fn new(kind: RecordKind, seq: BatchSeq, raw: impl Into<Bytes>) -> Self {
         let raw = raw.into();
         let raw_len = raw.len();
-        let worth_it = raw.len() >= 64 && may_compress(&raw);
-        let packed = worth_it.then(|| zstd::bulk::compress(&raw, 1).ok());
-        match packed.flatten() {
+        let packed = if raw.len() >= 64 {
+            zstd::bulk::compress(&raw, 1).ok()
+        } else {
+            None
+        };
+        match packed {
             Some(p) if p.len() <= raw.len() - raw.len() / 8 => {
                 Record::stored(kind, seq, Codec::Zstd, raw_len, p.into())
             }
@@ -221,13 +221,28 @@ impl Record {
         }
     }
 
+    /// As [`Record::new`] for a part of one large file, which is not even tried if pieces from all over it, put together, do not
+    /// become smaller: zstd takes a third of its time to give up. Of many small files, which may be the same, a sample says too
+    /// little.
+    ///
+    /// # Panics
+    /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
+    pub fn sampled(kind: RecordKind, seq: BatchSeq, raw: impl Into<Bytes>) -> Self {
+        let raw = raw.into();
+        match may_compress(&raw) {
+            true => Record::new(kind, seq, raw),
+            false => Record::uncompressed(kind, seq, raw),
+        }
+    }
+
     /// As [`Record::new`] for what is known not to become smaller.
     ///
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.
-    pub fn uncompressed(kind: RecordKind, seq: BatchSeq, raw: Vec<u8>) -> Self {
+    pub fn uncompressed(kind: RecordKind, seq: BatchSeq, raw: impl Into<Bytes>) -> Self {
+        let raw = raw.into();
         let len = raw.len();
-        Record::stored(kind, seq, Codec::Raw, len, raw.into())
+        Record::stored(kind, seq, Codec::Raw, len, raw)
     }
 
     fn stored(kind: RecordKind, seq: BatchSeq, codec: Codec, raw: usize, payload: Bytes) -> Self {
@@ -358,15 +373,18 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_keeps_nothing_from_being_compressed_that_saves_an_eighth() {
+    fn a_sample_tells_what_compresses_from_noise() {
         let len = limits::BLOCK_RAW_BYTES;
         let codec = |raw: Vec<u8>| {
-            Record::new(RecordKind::Block, BatchSeq(1), raw)
-                .header
-                .codec
+            let record = Record::sampled(RecordKind::Block, BatchSeq(1), raw);
+            record.header.codec
         };
-        for len in [SAMPLED_FROM_BYTES, SAMPLED_FROM_BYTES + 1, len - 1, len] {
+        assert!(!may_compress(&noise(len)) && !may_compress(&noise(len - 1)));
+        for len in [0, 1, 64, 1 << 10, 100_000, len - 1, len] {
             assert_eq!(codec(noise(len)), Codec::Raw, "{len}");
+            if len >= 64 {
+                assert_eq!(codec(vec![7; len]), Codec::Zstd, "{len}");
+            }
         }
         // Zeros in one piece, wherever it lies.
         let zeros = len / 8 + len / 64;

@@ -7,7 +7,7 @@ use super::index::IndexError;
 use super::rows::{NodeFlags, NodeRow};
 use bytes::Bytes;
 use farwrite_core::limits::SUM_BLOCK_BYTES;
-use farwrite_core::{Extent, ExtentSet};
+use farwrite_core::{Extent, ExtentSet, limits};
 use farwrite_fs::{Segments, expect_reads, read_range};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -228,7 +228,7 @@ impl Comparison<'_> {
         sums: &mut dyn FnMut(u64) -> Result<Option<Vec<u8>>, IndexError>,
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
-        let mut buf = vec![0u8; GROUP_BYTES.min(self.size) as usize];
+        let mut buf = Vec::new();
         let mut walk = Walk {
             group: 0,
             segments: Segments::new(self.file, self.size),
@@ -355,7 +355,7 @@ impl Comparison<'_> {
         &self,
         group: Group,
         looked: Option<Looked>,
-        buf: &mut [u8],
+        buf: &mut Vec<u8>,
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
         let Group {
@@ -364,6 +364,10 @@ impl Comparison<'_> {
         let data = &group.data[..];
         if old.is_none() && data == [span] {
             return self.new_group(number, span, f);
+        }
+        // Of all groups, by the first that needs it.
+        if buf.is_empty() {
+            buf.resize(GROUP_BYTES.min(self.size) as usize, 0);
         }
         let buf = &mut buf[..span.len as usize];
         let was = |b: u64| {
@@ -428,11 +432,16 @@ impl Comparison<'_> {
         span: Extent,
         f: Receiver<'_, E>,
     ) -> Result<u64, ContentError<E>> {
-        let bytes = Bytes::from(read_range(self.file, span.offset, span.len as usize)?);
-        let sums = bytes.chunks(SUM_BLOCK_BYTES as usize).flat_map(sum);
-        let sums = Some(sums.collect());
-        f(Variant::Data(span.offset, Run::Given(bytes))).map_err(ContentError::Receiver)?;
-        f(Variant::Sums(number, sums)).map_err(ContentError::Receiver)?;
+        let mut sums = Vec::with_capacity(GROUP_BLOCKS as usize * SUM_BYTES);
+        let mut at = span.offset;
+        while at < span.end() {
+            let len = (span.end() - at).min(limits::BLOCK_RAW_BYTES as u64);
+            let bytes = Bytes::from(read_range(self.file, at, len as usize)?);
+            sums.extend(bytes.chunks(SUM_BLOCK_BYTES as usize).flat_map(sum));
+            f(Variant::Data(at, Run::Given(bytes))).map_err(ContentError::Receiver)?;
+            at += len;
+        }
+        f(Variant::Sums(number, Some(sums))).map_err(ContentError::Receiver)?;
         Ok(span.len)
     }
 

@@ -14,6 +14,11 @@ pub(super) fn pack(seq: BatchSeq, raw: impl Into<Bytes>) -> Record {
     Record::new(RecordKind::Block, seq, raw)
 }
 
+/// Makes the record of a block that is a part of one large file.
+pub(super) fn pack_part(seq: BatchSeq, raw: Bytes) -> Record {
+    Record::sampled(RecordKind::Block, seq, raw)
+}
+
 /// See the module.
 pub(super) struct Packer(InOrder<Record>);
 
@@ -24,9 +29,9 @@ impl Default for Packer {
 }
 
 impl Packer {
-    /// Takes a block in.
-    pub(super) fn put(&mut self, seq: BatchSeq, raw: Bytes) {
-        self.0.put(move || pack(seq, raw));
+    /// Has a block packed.
+    pub(super) fn put(&mut self, pack: impl FnOnce() -> Record + Send + 'static) {
+        self.0.put(pack);
     }
 
     /// The oldest record, if it is packed, or else if too many are under way.

@@ -34,7 +34,8 @@ const SOCKET_BYTES: usize = 64 << 10;
 /// In the certificate, for who looks at it; nobody checks it.
 const CERTIFICATE_NAME: &str = "farwrite";
 
-/// A socket that TLS is spoken over. The library asks it for one TLS record at a time, 16 KiB at most: each would be a system call.
+/// A socket that TLS is spoken over. The library asks it for one TLS record at a time, 16 KiB, or
+/// less: each would be a system call.
 pub(super) fn buffered(socket: TcpStream) -> BufReader<TcpStream> {
     BufReader::with_capacity(SOCKET_BYTES, socket)
 }
