@@ -39,10 +39,14 @@ impl Recovered {
             );
         }
         for path in &self.set_aside {
-            tracing::info!(
-                "{source}: what came behind batch {last} in its log is kept in {}",
+            let kept = format!(
+                "what came behind batch {last} in its log is kept in {}",
                 path.display()
             );
+            match self.lost {
+                Some(_) => tracing::warn!("{source}: {kept}"),
+                None => tracing::info!("{source}: {kept}"),
+            }
         }
         for damage in &self.damage {
             let Place { segment, offset } = damage.place;
