@@ -222,8 +222,8 @@ impl Record {
     }
 
     /// As [`Record::new`] for a part of one large file, which is not even tried if pieces from all over it, put together, do not
-    /// become smaller: zstd takes a third of its time to give up. Of many small files, which may be the same, a sample says too
-    /// little.
+    /// become smaller: zstd copies such bytes twice before it gives up. Of many small files, which may be the same, a sample says
+    /// too little.
     ///
     /// # Panics
     /// If `raw` is over [`limits::RECORD_BYTES`]: callers cut first.

@@ -140,9 +140,7 @@ impl SourceVault {
             .map_err(|e| VaultError::io("make", &log_dir, e))?;
         let _ = std::fs::remove_file(dir.join(WANTED));
         let db = dir.join("catalog.db");
-        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
-        recovered.tell(name);
-        let catalog = Catalog::open(&db, log.last_commit())?;
+        let (log, recovered, catalog) = recover(name, &log_dir, &db)?;
         let shared = Arc::new(Shared {
             events: options.events,
             state: Mutex::new(State {
@@ -363,6 +361,46 @@ fn take_lock(path: &Path) -> Result<File, VaultError> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| fail(e.into()))?;
     Ok(file)
+}
+
+/// Brings the end of a log in order, and opens the catalog behind it.
+fn recover(
+    source: &SourceName,
+    log_dir: &Path,
+    db: &Path,
+) -> Result<(LogWriter, Recovered, Catalog), VaultError> {
+    let (log, recovered) = LogWriter::open(log_dir, applied_before(db))?;
+    tell(source, &recovered);
+    let catalog = Catalog::open(db, log.last_commit())?;
+    Ok((log, recovered, catalog))
+}
+
+/// Says what a user has to know of a log: a torn end that nobody was told of is none of it.
+fn tell(source: &SourceName, recovered: &Recovered) {
+    let last = recovered.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
+    if let Some(lost) = recovered.lost {
+        tracing::warn!(
+            "{source}: its log ends behind batch {last} now, and batch {lost} was in it. What can be restored of the batches between \
+             is what the source still has: it sends that again."
+        );
+    }
+    for path in &recovered.set_aside {
+        let kept = format!(
+            "what came behind batch {last} in its log is kept in {}",
+            path.display()
+        );
+        match recovered.lost {
+            Some(_) => tracing::warn!("{source}: {kept}"),
+            None => tracing::info!("{source}: {kept}"),
+        }
+    }
+    for damage in &recovered.damage {
+        let Place { segment, offset } = damage.place;
+        tracing::warn!(
+            "{source}: its log is damaged in segment {segment} at byte {offset}: {}. Verify the vault to see what it concerns.",
+            damage.what
+        );
+    }
 }
 
 /// What a reader of the log finds that should have come to `end`.

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Jobs that may wait; each at most one record, or a question. What one source has here others cannot be put before: of 200 that send at once fewer
-/// go far ahead, and together they take less memory. Two are too few to keep a disk busy.
+/// Jobs that may wait; each at most one record, or a question. What one source has here others cannot be put before: with few,
+/// of 200 that send at once fewer go far ahead, and together they take less memory. Two are too few to keep a disk busy.
 const JOBS: usize = 4;
 /// Questions of one session that are answered at the same time: while one answer is sent, others are read from the disk.
 const ANSWERERS: usize = 3;

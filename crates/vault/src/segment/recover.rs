@@ -5,7 +5,7 @@
 use super::scan::{Damage, Found, Scan};
 use super::{LogError, Place, SEGMENT_HEADER_BYTES, list_segments, segment_path, sync_dir};
 use farwrite_core::op::Chain;
-use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, SourceName, codec};
+use farwrite_core::{BatchSeq, Commit, RecordHeader, RecordKind, codec};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -26,36 +26,6 @@ pub struct Recovered {
     pub damage: Vec<Damage>,
     /// The last batch that was known, if the log ends before it now.
     pub lost: Option<BatchSeq>,
-}
-
-impl Recovered {
-    /// Logs what a user has to know: a torn end that nobody was told of is none of it.
-    pub(crate) fn tell(&self, source: &SourceName) {
-        let last = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
-        if let Some(lost) = self.lost {
-            tracing::warn!(
-                "{source}: its log ends behind batch {last} now, and batch {lost} was in it. What can be restored of the batches \
-                 between is what the source still has: it sends that again."
-            );
-        }
-        for path in &self.set_aside {
-            let kept = format!(
-                "what came behind batch {last} in its log is kept in {}",
-                path.display()
-            );
-            match self.lost {
-                Some(_) => tracing::warn!("{source}: {kept}"),
-                None => tracing::info!("{source}: {kept}"),
-            }
-        }
-        for damage in &self.damage {
-            let Place { segment, offset } = damage.place;
-            tracing::warn!(
-                "{source}: its log is damaged in segment {segment} at byte {offset}: {}. Verify the vault to see what it concerns.",
-                damage.what
-            );
-        }
-    }
 }
 
 /// What another projection has seen of a log: that much was durable once.

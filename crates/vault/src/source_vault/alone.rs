@@ -1,11 +1,9 @@
 //! What is done with a source that no process has open, behind a crash after which it may never come back. It must never lose what
 //! nobody can send again: neither catalog nor mirror is made anew from a log that is shorter than they are.
 
-use super::{Options, SourceVault, WANTED, applied_before, ends_early, take_lock};
-use crate::catalog::{
-    Catalog, CatalogError, Mark, is_damage, newest_batch, open_reader, read_mark,
-};
-use crate::segment::{Found, Known, LogError, LogWriter, Place, Scan, list_segments};
+use super::{Options, SourceVault, WANTED, applied_before, ends_early, recover, take_lock};
+use crate::catalog::{CatalogError, Mark, is_damage, newest_batch, open_reader, read_mark};
+use crate::segment::{Found, Known, LogError, Place, Scan, list_segments};
 use crate::vault::{Vault, VaultError};
 use farwrite_core::{BatchSeq, RecordKind, SourceName};
 use std::path::Path;
@@ -76,10 +74,8 @@ impl SourceVault {
         let _ = std::fs::remove_file(&wanted);
         let (log_dir, db) = (dir.join("log"), dir.join("catalog.db"));
         check_whole(&dir)?;
-        let (log, recovered) = LogWriter::open(&log_dir, applied_before(&db))?;
-        recovered.tell(name);
+        let (log, recovered, mut catalog) = recover(name, &log_dir, &db)?;
         let last = log.last_commit().map_or(BatchSeq(0), |c| c.seq);
-        let mut catalog = Catalog::open(&db, log.last_commit())?;
         if let Some(end) = recovered.end {
             let ended = catalog.replay_while(&log_dir, end, &|| !wanted.exists())?;
             if catalog.applied() < last {
