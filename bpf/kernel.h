@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The few fields of the kernel's structures that farwrite.bpf.c reads. Where they really are is filled in when the programs
- * are loaded, from the running kernel's own type information (CO-RE): what matters here are names and types, not
- * offsets. Nothing of the kernel that is not read belongs here.
+ * The few fields of the kernel's structures that the eBPF programs read, and the values of flags that they look at. Where the
+ * fields really are is filled in when the programs are loaded, from the running kernel's own type information (CO-RE): what
+ * matters here are names and types, not offsets. Nothing of the kernel that is not read belongs here.
  */
 #ifndef FARWRITE_KERNEL_H
 #define FARWRITE_KERNEL_H
@@ -150,5 +150,57 @@ enum pageflags {
 };
 
 #pragma clang attribute pop
+
+/* Values of the kernel's interfaces, and of its own flags, that the programs look at. */
+#define BTRFS_SUPER_MAGIC	0x9123683E
+#define TMPFS_MAGIC		0x01021994
+#define BTRFS_FIRST_INO		256	/* the top directory of every subvolume */
+
+#define EPERM			1
+#define EINTR			4
+#define EIO			5
+#define EBADF			9
+#define EAGAIN			11
+#define ENOMEM			12
+#define EINVAL			22
+#define ETXTBSY			26
+#define EFBIG			27
+#define ENOSPC			28
+#define EDQUOT			122
+#define EIOCBQUEUED		529
+#define S_IFMT			0170000
+#define S_IFDIR			0040000
+#define VM_SHARED		0x08
+#define VM_MAYWRITE		0x20
+#define PF_KTHREAD		0x00200000
+#define I_LINKABLE		(1 << 10)
+#define IOCB_DIRECT		(1 << 17)
+#define IOMAP_DIO_WRITE		(1u << 30)
+#define RENAME_EXCHANGE		(1 << 1)
+#define RENAME_WHITEOUT		(1 << 2)
+#define PAGE_SHIFT		12
+#define HUGE_PAGES		512	/* most pages of a folio of the page cache: 2 MiB */
+#define NAME_MAX		255
+
+#define ATTR_SIZE		(1 << 3)
+#define ATTR_ATIME		(1 << 4)
+#define ATTR_MTIME		(1 << 5)
+#define ATTR_CTIME		(1 << 6)
+#define ATTR_ATIME_SET		(1 << 7)
+#define ATTR_MTIME_SET		(1 << 8)
+#define ATTR_FORCE		(1 << 9)
+#define ATTR_FILE		(1 << 13)
+#define ATTR_OPEN		(1 << 15)
+#define ATTR_TIMES_SET		(1 << 16)
+#define ATTR_TOUCH		(1 << 17)
+/* Nothing besides these: the time of last access alone, which is not backed up. */
+#define ATTR_ATIME_ONLY		(ATTR_ATIME | ATTR_ATIME_SET | ATTR_CTIME | ATTR_FORCE | ATTR_FILE | ATTR_TIMES_SET | ATTR_TOUCH)
+/* What comes with a change of the size anyway. */
+#define ATTR_WITH_SIZE		(ATTR_SIZE | ATTR_MTIME | ATTR_CTIME | ATTR_FORCE | ATTR_FILE | ATTR_OPEN)
+
+#define FALLOC_FL_PUNCH_HOLE	0x02
+#define FALLOC_FL_COLLAPSE	0x08
+#define FALLOC_FL_ZERO_RANGE	0x10
+#define FALLOC_FL_INSERT	0x20
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * What farwrite.bpf.c and crates/capture/src/ebpf share besides the record of uapi/farwrite.h: the values of the pinned maps.
+ * What the programs and crates/capture/src/ebpf share besides the record of uapi/farwrite.h: the values of the pinned maps.
  * A change of any layout here, or of what a field means, raises FARWRITE_EBPF_ABI: the next daemon then replaces the
  * pinned programs and maps by its own instead of adopting them.
  */

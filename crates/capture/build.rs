@@ -16,7 +16,10 @@ fn main() {
     for file in [
         "bpf/farwrite.bpf.c",
         "bpf/kernel.h",
+        "bpf/message.h",
         "bpf/shared.h",
+        "bpf/state.h",
+        "bpf/walk.h",
         "uapi/farwrite.h",
     ] {
         println!("cargo:rerun-if-changed={}", top.join(file).display());
