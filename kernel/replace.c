@@ -102,10 +102,26 @@ static void notrace entry(unsigned long ip, unsigned long parent, struct ftrace_
 	regs->ip = (unsigned long)hook->wrapper;
 }
 
+/* Not put out of action by sysctl kernel.ftrace_enabled=0, which is refused (EBUSY) instead. */
+#define OPS_FLAGS	(FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT)
+
 static struct ftrace_ops ops = {
 	.func = entry,
-	/* Not put out of action by sysctl kernel.ftrace_enabled=0, which is refused (EBUSY) instead. */
-	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT,
+	.flags = OPS_FLAGS,
+};
+
+/*
+ * The filesystems' own functions, the first of all hooks, are hooked when the others are at work already, each by an ops of its own. A BPF
+ * program that sits on the end of a function (fexit) calls it by itself; that what is to be called is ours now, ftrace tells it only when an
+ * ops is registered, not when a function is added to one that is (prepare_direct_functions_for_ipmodify() in kernel/trace/ftrace.c).
+ */
+#define FILESYSTEMS	FARWRITE_HOOK_DIO_DONE
+
+static struct ftrace_ops of_filesystem[FILESYSTEMS] = {
+	[0 ... FILESYSTEMS - 1] = {
+		.func = entry,
+		.flags = OPS_FLAGS,
+	},
 };
 
 /*
@@ -144,11 +160,24 @@ int farwrite_replace_add(unsigned int index)
 	/* Looked up each time: the filesystem's module may have been unloaded and loaded anew elsewhere. */
 	int error = find(index);
 
-	if (!error && !hook->hooked)
-		error = ftrace_set_filter_ip(&ops, hook->ip, 0, 0);
+	if (!error && !hook->hooked) {
+		error = ftrace_set_filter_ip(&of_filesystem[index], hook->ip, 0, 1);
+		if (!error)
+			error = register_ftrace_function(&of_filesystem[index]);
+	}
 	if (!error)
 		hook->hooked = true;
 	return error;
+}
+
+/* The filesystem's function is the original again. */
+static void unhook_filesystem(unsigned int index)
+{
+	if (!farwrite_hooks[index].hooked)
+		return;
+	farwrite_hooks[index].hooked = false;
+	if (unregister_ftrace_function(&of_filesystem[index]))
+		stuck = true;
 }
 
 /*
@@ -159,14 +188,14 @@ void farwrite_replace_module_gone(const struct module *module)
 {
 	unsigned int i;
 
-	for (i = 0; i < farwrite_hook_count; i++) {
+	for (i = 0; i < FILESYSTEMS; i++) {
 		struct farwrite_hook *hook = &farwrite_hooks[i];
 
-		if (!(hook->flags & FARWRITE_HOOK_LAZY) || !hook->ip || !within_module(hook->ip, module))
+		if (!hook->ip || !within_module(hook->ip, module))
 			continue;
-		if (hook->hooked)
-			WARN_ON(ftrace_set_filter_ip(&ops, hook->ip, 1, 0));
-		hook->hooked = false;
+		unhook_filesystem(i);
+		WARN_ON(stuck);
+		ftrace_free_filter(&of_filesystem[i]);
 		place_add(hook->ip, NOWHERE);
 	}
 }
@@ -252,14 +281,18 @@ int farwrite_replace_on(void)
 void farwrite_replace_off(void)
 {
 	unsigned long end;
+	unsigned int i;
 
 	if (!on)
 		return;
 	on = false;
-	/* Waits until no task is in the entry or in ftrace's trampoline. */
-	if (unregister_ftrace_function(&ops)) {
-		pr_err("ftrace has shut itself down, see above: the original calls come back with the next boot\n");
+	/* Each waits until no task is in the entry or in ftrace's trampoline. */
+	for (i = 0; i < FILESYSTEMS; i++)
+		unhook_filesystem(i);
+	if (unregister_ftrace_function(&ops))
 		stuck = true;
+	if (stuck) {
+		pr_err("ftrace has shut itself down, see above: the original calls come back with the next boot\n");
 		return;
 	}
 	end = jiffies + msecs_to_jiffies(DRAIN_MS);
@@ -303,7 +336,9 @@ int farwrite_replace_init(void)
 	for (i = 0; i < farwrite_hook_count; i++) {
 		struct farwrite_hook *hook = &farwrite_hooks[i];
 
-		if (hook->flags & FARWRITE_HOOK_LAZY)
+		if (WARN_ON(!(hook->flags & FARWRITE_HOOK_LAZY) != (i >= FILESYSTEMS)))
+			return -EINVAL;
+		if (i < FILESYSTEMS)
 			continue;
 		if (find(i))
 			pr_debug("this kernel has no %s\n", hook->name);
@@ -323,6 +358,10 @@ int farwrite_replace_init(void)
 /* Only with no reference left: it is off, and nothing is under way. */
 void farwrite_replace_exit(void)
 {
+	unsigned int i;
+
 	cancel_delayed_work_sync(&drain);
 	ftrace_free_filter(&ops);
+	for (i = 0; i < FILESYSTEMS; i++)
+		ftrace_free_filter(&of_filesystem[i]);
 }
