@@ -33,7 +33,7 @@ pub use inotify::InotifySource;
 pub use kmod::KmodSource;
 #[doc(hidden)]
 pub use kmod::drain_records;
-pub use open::open;
+pub use open::{end_recordings, open};
 pub use probe::{SensorProbe, probe};
 pub use scan::ScanSource;
 pub use source::{

@@ -3,7 +3,7 @@
 use crate::held::WithHeld;
 use crate::{
     ChangeSource, FanotifySource, InotifySource, KmodSource, ScanSource, SensorChoice, SensorError,
-    SensorOptions, WatchRoot,
+    SensorKind, SensorOptions, WatchRoot,
 };
 
 /// Filesystems whose files others change as well: the kernel here has nothing to tell of that (statfs(2)).
@@ -20,8 +20,32 @@ const REMOTE: [(u32, &str); 8] = [
 
 /// Opens the sensor that was chosen, or for `Auto` the best that this machine allows, and says why this one.
 ///
-/// Once it returns, no change below the roots is missed; the caller scans what was there before.
+/// Once it returns, no change below the roots is missed; the caller scans what was there before. What another sensor was left
+/// recording is ended ([`end_recordings`]).
 pub fn open(
+    choice: SensorChoice,
+    roots: &[WatchRoot],
+    opts: &SensorOptions,
+) -> Result<(Box<dyn ChangeSource>, String), SensorError> {
+    let opened = choose(choice, roots, opts)?;
+    end_recordings(Some(opened.0.kind()));
+    Ok(opened)
+}
+
+/// Ends what earlier processes have left recording in the kernel for a next one, but for that of the sensor `except`, and
+/// for what a process uses now. Nobody would ever read it, and each change would be paid for once more. Failing is no reason
+/// not to go on: it is logged.
+pub fn end_recordings(except: Option<SensorKind>) {
+    if except != Some(SensorKind::Kmod) {
+        crate::kmod::end_left();
+    }
+    #[cfg(feature = "ebpf")]
+    if except != Some(SensorKind::Ebpf) {
+        crate::ebpf::end_left();
+    }
+}
+
+fn choose(
     choice: SensorChoice,
     roots: &[WatchRoot],
     opts: &SensorOptions,

@@ -66,6 +66,11 @@ pub struct EbpfSource {
     stats: SensorStats,
 }
 
+/// Takes the programs out if they were left recording and no process uses them.
+pub(crate) fn end_left() {
+    programs::end_left();
+}
+
 impl EbpfSource {
     /// Starts recording, or takes over a recording that goes on. From its return on nothing is missed.
     pub fn open(roots: &[WatchRoot], opts: &SensorOptions) -> Result<Self, SensorError> {

@@ -358,6 +358,43 @@ fn load_and_attach(wanted: &[&'static Hook], pin: bool) -> libbpf_rs::Result<Vec
     Ok(links)
 }
 
+/// Ends what was left at work, if no process uses it.
+pub(super) fn end_left() {
+    if !map_pin("control").exists() {
+        return;
+    }
+    let Ok(_lock) = lock() else { return };
+    let links: Vec<Link> = (hooks::HOOKS.iter())
+        .filter_map(|h| Link::open(link_pin(h)).ok())
+        .collect();
+    end(links);
+    tracing::info!("the eBPF programs were left recording for nobody: they are taken out");
+}
+
+/// Unpins everything, and waits until the kernel has let go of these.
+fn end(links: Vec<Link>) {
+    if let Err(e) = remove_pins() {
+        tracing::warn!("{PINS}: {e}");
+    }
+    // The programs are off once the kernel has forgotten their links, which it does a moment after the last reference.
+    let ids: Vec<u32> = (links.iter())
+        .filter_map(|l| Some(l.info().ok()?.id))
+        .collect();
+    drop(links);
+    let until = Instant::now() + DETACH;
+    while ids.iter().any(|id| link_exists(*id)) && Instant::now() < until {
+        std::thread::sleep(DETACH_STEP);
+    }
+    use io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
+    match std::fs::remove_dir(PINS) {
+        // In a unit it is a place where something is mounted: the one place there that may be written.
+        Err(e) if !matches!(e.kind(), ResourceBusy | ReadOnlyFilesystem) => {
+            tracing::warn!("{PINS}: {e}");
+        }
+        _ => {}
+    }
+}
+
 /// Unpins everything that is there. What no process holds ends with that.
 fn remove_pins() -> io::Result<()> {
     for entry in std::fs::read_dir(PINS)? {
@@ -394,23 +431,7 @@ impl Programs {
 
     /// Ends the recording: nothing of ours is left in the kernel.
     pub(super) fn remove(self) {
-        if let Err(e) = remove_pins() {
-            tracing::warn!("{PINS}: {e}");
-        }
-        // The programs are off once the kernel has forgotten their links, which it does a moment after the last reference.
-        let ids: Vec<u32> = self
-            .links
-            .iter()
-            .filter_map(|l| Some(l.info().ok()?.id))
-            .collect();
-        drop(self.links);
-        let until = Instant::now() + DETACH;
-        while ids.iter().any(|id| link_exists(*id)) && Instant::now() < until {
-            std::thread::sleep(DETACH_STEP);
-        }
-        if let Err(e) = std::fs::remove_dir(PINS) {
-            tracing::warn!("{PINS}: {e}");
-        }
+        end(self.links);
     }
 }
 

@@ -105,6 +105,20 @@ fn device() -> Result<(Device, Info), SensorError> {
     }
 }
 
+/// Switches the module off if it was left on and no process uses it.
+pub(crate) fn end_left() {
+    // Whoever may not open it has not switched it on.
+    let Ok(device) = Device::open() else { return };
+    if !device.info().is_ok_and(|i| i.abi == ABI && i.on != 0) {
+        return;
+    }
+    match device.attach().and_then(|()| device.switch(false)) {
+        Ok(()) => tracing::info!("the module was left recording for nobody: it is switched off"),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(e) => tracing::warn!("the module records for nobody and cannot be switched off: {e}"),
+    }
+}
+
 /// Why there is no device.
 fn missing() -> SensorError {
     if !Path::new("/proc/modules").exists() {

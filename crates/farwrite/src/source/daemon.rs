@@ -186,7 +186,13 @@ impl Daemon {
             threads,
             runtime: Some(runtime),
         };
-        let on = if off { Ok(()) } else { daemon.inner.turn_on() };
+        let on = match off {
+            true => {
+                farwrite_capture::end_recordings(None);
+                Ok(())
+            }
+            false => daemon.inner.turn_on(),
+        };
         // Whoever waits to be told goes on in any case.
         daemon.inner.resumed.tell(false);
         if let Err(e) = on {
@@ -324,6 +330,7 @@ impl Inner {
             }
             other => *slot = other,
         }
+        farwrite_capture::end_recordings(None);
     }
 
     pub(super) fn switch(&self, on: bool) -> anyhow::Result<()> {
