@@ -7,6 +7,8 @@
  *   storm DIR append COUNT BYTES   COUNT appends of BYTES bytes to one file
  *   storm DIR fill BYTES           a file of that many bytes that do not compress
  *   storm DIR poke OFFSET          4096 bytes at that offset of that file
+ *   storm DIR hold FILE BYTES      stores BYTES bytes at the beginning of that file through a mapping, says "stored", and
+ *                                  keeps it open and mapped until it is killed
  *   storm DIR same FILE OTHER      changes nothing: exits with 1 unless both have the same size and bytes; holes cost nothing
  */
 #define _GNU_SOURCE
@@ -230,12 +232,29 @@ static int same(const char *one, const char *two)
 	return 1;
 }
 
+static void hold(const char *file, long bytes)
+{
+	int fd = open(file, O_RDWR);
+	char *memory = fd < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		die(file);
+	fill(bytes);
+	memcpy(memory, buffer, bytes);
+	puts("stored");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 4 || chdir(argv[1]))
-		die("storm DIR SEED|append|fill|poke NUMBER [BYTES], or storm DIR same FILE OTHER");
+		die("storm DIR SEED|append|fill|poke NUMBER [BYTES], or storm DIR same FILE OTHER, or storm DIR hold FILE BYTES");
 	if (!strcmp(argv[2], "same"))
 		return argc < 5 || !same(argv[3], argv[4]);
+	if (!strcmp(argv[2], "hold") && argc > 4 && atol(argv[4]) <= (long)sizeof(buffer))
+		hold(argv[3], atol(argv[4]));
 	if (!strcmp(argv[2], "append")) {
 		long bytes = argc > 4 ? atol(argv[4]) : 100;
 		int fd = open("log", O_CREAT | O_WRONLY | O_APPEND, 0644);

@@ -459,6 +459,20 @@ fn kind_of(t: FileType) -> Option<Kind> {
     })
 }
 
+/// Can what is beneath a directory be opened here? Everything in this crate stands on openat2(2), which filters of system calls refuse
+/// that cannot look into its argument, as the one of `RestrictSUIDSGID=` does (systemd.exec(5)). The error says so.
+pub fn check_openat2() -> io::Result<()> {
+    let refused = "this process may not use the system call openat2: a filter forbids it (RestrictSUIDSGID=yes in a systemd unit, \
+                   or one of a container), or the kernel is older than 5.6";
+    match Dir::open(Path::new("/"))?.open_beneath(&[]) {
+        Ok(_) => Ok(()),
+        Err(e) => match Errno::from_io_error(&e) {
+            Some(Errno::NOSYS | Errno::PERM) => Err(io::Error::new(e.kind(), refused)),
+            _ => Err(e),
+        },
+    }
+}
+
 /// openat2 with RESOLVE_BENEATH may say EAGAIN when a rename runs at the same time (openat2(2)); a few tries
 /// are enough in practice, and the error stands if they are not.
 fn retry<T>(mut f: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {

@@ -23,7 +23,7 @@ pub use data::{
     SHARED_UNIT_BYTES, Segment, Segments, data_segments, expect_reads, forget_cached, punch_hole,
     read_range, share_range, shares_extents,
 };
-pub use dir::{Dir, DirEntry, OpenMode, RemovedTree};
+pub use dir::{Dir, DirEntry, OpenMode, RemovedTree, check_openat2};
 pub use direct::{
     DIRECT_LEAST_BYTES, DirectFile, Scratch, is_cached, open_direct, overwrites_in_place,
     read_direct, write_pieces_at,

@@ -46,7 +46,10 @@ fn kernel() -> Check {
             );
             Check::warn("kernel", text, wanted)
         }
-        Some(_) => Check::ok("kernel", text),
+        Some(_) => match farwrite_fs::check_openat2() {
+            Ok(()) => Check::ok("kernel", text),
+            Err(e) => Check::fail("kernel", text, e.to_string()),
+        },
     }
 }
 

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `farwrite source run`.
 pub fn run(state: &State, args: &RunArgs) -> anyhow::Result<()> {
+    farwrite_fs::check_openat2()?;
     let _lock = state.lock()?;
     let config = Config::load(state)?;
     if config.vaults.is_empty() || config.directories.is_empty() {

@@ -59,7 +59,9 @@ fn become_owner(vault_dir: &Path) -> anyhow::Result<()> {
 pub fn run(command: VaultCommand) -> anyhow::Result<()> {
     match &command {
         // The process that serves is started as whom it shall be.
-        VaultCommand::Init { .. } | VaultCommand::Serve { .. } | VaultCommand::Stdio { .. } => {}
+        VaultCommand::Init { .. } | VaultCommand::Serve { .. } | VaultCommand::Stdio { .. } => {
+            farwrite_fs::check_openat2()?;
+        }
         VaultCommand::Ui { vault_dir }
         | VaultCommand::AlertTest { vault_dir }
         | VaultCommand::Invite { vault_dir, .. }
