@@ -25,6 +25,9 @@
 /* How long "off" waits for calls under way before it leaves them to the worker. */
 #define DRAIN_MS	2000
 #define DRAIN_STEP_MS	2
+/* How often, and at what intervals, a function is tried to which others attach something. */
+#define ATTACH_TRIES	50
+#define ATTACH_STEP_MS	10
 #define NOWHERE		U32_MAX
 
 static struct {
@@ -154,6 +157,21 @@ static int find(unsigned int index)
 	return error;
 }
 
+/* Registers. EAGAIN: somebody is attaching a BPF program to one of the functions at this moment. */
+static int put_in_place(struct ftrace_ops *these)
+{
+	unsigned int tries;
+	int error;
+
+	for (tries = 0; tries < ATTACH_TRIES; tries++) {
+		error = register_ftrace_function(these);
+		if (error != -EAGAIN)
+			break;
+		msleep(ATTACH_STEP_MS);
+	}
+	return error;
+}
+
 int farwrite_replace_add(unsigned int index)
 {
 	struct farwrite_hook *hook = &farwrite_hooks[index];
@@ -163,14 +181,14 @@ int farwrite_replace_add(unsigned int index)
 	if (!error && !hook->hooked) {
 		error = ftrace_set_filter_ip(&of_filesystem[index], hook->ip, 0, 1);
 		if (!error)
-			error = register_ftrace_function(&of_filesystem[index]);
+			error = put_in_place(&of_filesystem[index]);
 	}
 	if (!error)
 		hook->hooked = true;
 	return error;
 }
 
-/* The filesystem's function is the original again. */
+/* The filesystem's function is the original again. Its filter stays, for the next time or the end. */
 static void unhook_filesystem(unsigned int index)
 {
 	if (!farwrite_hooks[index].hooked)
@@ -194,8 +212,6 @@ void farwrite_replace_module_gone(const struct module *module)
 		if (!hook->ip || !within_module(hook->ip, module))
 			continue;
 		unhook_filesystem(i);
-		WARN_ON(stuck);
-		ftrace_free_filter(&of_filesystem[i]);
 		place_add(hook->ip, NOWHERE);
 	}
 }
@@ -262,7 +278,7 @@ int farwrite_replace_on(void)
 
 	error = ftrace_set_filter_ips(&ops, ips, n, 0, 1);
 	if (!error)
-		error = register_ftrace_function(&ops);
+		error = put_in_place(&ops);
 	kfree(ips);
 	if (error) {
 		pr_warn("cannot replace the system calls: %d%s\n", error,

@@ -1,4 +1,5 @@
 # A filesystem's module that is unloaded and loaded anew while the module is on: its writes are seen before, and again after.
+# append: slub_debug=FZPU
 . /guest.sh
 insmod /payload/farwrite.ko
 umount /mnt/xfs
