@@ -33,8 +33,8 @@ pub fn open(
 }
 
 /// Ends what earlier processes have left recording in the kernel for a next one, but for that of the sensor `except`, and
-/// for what a process uses now. Nobody would ever read it, and each change would be paid for once more. Failing is no reason
-/// not to go on: it is logged.
+/// for what a process uses now. Nobody would read it, and each change would be paid for once more. (Of two daemons on one machine
+/// the other may have left it: that one then compares everything at its start.) Failing is no reason not to go on: it is logged.
 pub fn end_recordings(except: Option<SensorKind>) {
     if except != Some(SensorKind::Kmod) {
         crate::kmod::end_left();
@@ -79,6 +79,9 @@ fn helped(source: impl ChangeSource + 'static, roots: &[WatchRoot]) -> Box<dyn C
 
 #[cfg(feature = "ebpf")]
 fn ebpf(roots: &[WatchRoot], opts: &SensorOptions) -> Result<Box<dyn ChangeSource>, SensorError> {
+    // Not every kernel attaches programs to functions that the module has. Nothing is missed: what a sensor has not seen is
+    // found by comparing everything.
+    crate::kmod::end_left();
     Ok(Box::new(crate::EbpfSource::open(roots, opts)?))
 }
 

@@ -363,18 +363,25 @@ pub(super) fn end_left() {
     if !map_pin("control").exists() {
         return;
     }
-    let Ok(_lock) = lock() else { return };
-    let links: Vec<Link> = (hooks::HOOKS.iter())
+    let _lock = match lock() {
+        Ok(lock) => lock,
+        // In use, as a rule.
+        Err(m) => return tracing::debug!("eBPF programs are left at work: {}", m.why),
+    };
+    let links = (hooks::HOOKS.iter())
         .filter_map(|h| Link::open(link_pin(h)).ok())
         .collect();
-    end(links);
-    tracing::info!("the eBPF programs were left recording for nobody: they are taken out");
+    if end(links) {
+        tracing::info!("the eBPF programs were left recording for nobody: they are taken out");
+    }
 }
 
-/// Unpins everything, and waits until the kernel has let go of these.
-fn end(links: Vec<Link>) {
+/// Unpins everything, and waits until the kernel has let go of these. Whether it has.
+fn end(links: Vec<Link>) -> bool {
+    use io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
     if let Err(e) = remove_pins() {
         tracing::warn!("{PINS}: {e}");
+        return false;
     }
     // The programs are off once the kernel has forgotten their links, which it does a moment after the last reference.
     let ids: Vec<u32> = (links.iter())
@@ -382,17 +389,18 @@ fn end(links: Vec<Link>) {
         .collect();
     drop(links);
     let until = Instant::now() + DETACH;
-    while ids.iter().any(|id| link_exists(*id)) && Instant::now() < until {
+    let at_work = || ids.iter().any(|id| link_exists(*id));
+    while at_work() && Instant::now() < until {
         std::thread::sleep(DETACH_STEP);
     }
-    use io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
     match std::fs::remove_dir(PINS) {
-        // In a unit it is a place where something is mounted: the one place there that may be written.
+        // In a unit something is mounted there: it is the one place of its kind that may be written.
         Err(e) if !matches!(e.kind(), ResourceBusy | ReadOnlyFilesystem) => {
             tracing::warn!("{PINS}: {e}");
         }
         _ => {}
     }
+    !at_work()
 }
 
 /// Unpins everything that is there. What no process holds ends with that.

@@ -73,6 +73,13 @@ fn unavailable(why: impl Into<String>, remedy: impl Into<String>) -> SensorError
     }
 }
 
+fn taken() -> SensorError {
+    unavailable(
+        "somebody else has replaced one of the same functions (a live patch?)",
+        "see /sys/kernel/tracing/enabled_functions, flag I; or use another sensor",
+    )
+}
+
 fn failed(what: &str, e: &io::Error) -> SensorError {
     unavailable(format!("{what}: {e}"), "use another sensor")
 }
@@ -189,10 +196,7 @@ impl KmodSource {
             _ => failed("attaching to the module", &e),
         })?;
         device.switch(true).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => unavailable(
-                "somebody else has replaced one of the same functions (a live patch?)",
-                "see /sys/kernel/tracing/enabled_functions, flag I; or use another sensor",
-            ),
+            Some(libc::EBUSY) => taken(),
             _ => failed("replacing the system calls", &e),
         })?;
         if !tracing_works() {
@@ -426,6 +430,9 @@ fn watch_all(
                     format!("the module watches {ROOTS_MAX} directories at most"),
                     "protect directories above them, or use another sensor",
                 ),
+                Some(libc::EBUSY) => taken(),
+                // From the kernel's function tracing: others attach programs all the time, or it has shut itself down.
+                Some(libc::EAGAIN | libc::ENODEV) => failed("hooking the filesystem", &e),
                 _ => at_root(e),
             })?;
         let place = numbers.get_mut(usize::from(watch.root));
