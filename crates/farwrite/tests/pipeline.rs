@@ -1063,6 +1063,43 @@ fn writeback_of_mapped_bytes_starts_before_they_are_read() {
     assert_eq!(diff, Vec::<String>::new());
 }
 
+#[test]
+fn what_has_another_kind_by_the_time_it_is_opened_is_looked_at_again() {
+    let mut sim = told_sim();
+    let (file, link) = (sim.root.join("file"), sim.root.join("link"));
+    fs::write(&file, "bytes").expect("written");
+    symlink("nowhere", &link).expect("made");
+    sim.compare_all();
+    sim.check();
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.load(Ordering::Acquire) == 0 {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let exchanged = rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    &file,
+                    rustix::fs::CWD,
+                    &link,
+                    flags,
+                );
+                exchanged.expect("exchanged");
+            }
+        });
+        for _ in 0..2000 {
+            sim.tell(&file, ChangeOp::Write(None));
+            sim.tell(&link, ChangeOp::Write(None));
+            sim.deliver(true);
+            sim.round(usize::MAX, None);
+        }
+        done.store(1, Ordering::Release);
+    });
+    assert_eq!(sim.unit.as_ref().expect("running").stats().problems, 0);
+    sim.tell(&file, ChangeOp::Create);
+    sim.tell(&link, ChangeOp::Create);
+    sim.check();
+}
+
 /// The message of a rename.
 fn renamed(sim: &mut Sim, from: &Path, to: &Path) {
     let op = ChangeOp::Rename {

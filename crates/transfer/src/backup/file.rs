@@ -9,7 +9,7 @@ use super::seen::Start;
 use super::unit::{BackupUnit, DOUBTS_HELD, FILES_TOLD, SentFile, UnitError, tick_of};
 use farwrite_core::meta::Xattr;
 use farwrite_core::{BackupCommand, ChangeSeq, Extent, NodeId, Op};
-use farwrite_fs::{Stat, is_absent, list_file_xattrs, read_meta_with};
+use farwrite_fs::{Stat, list_file_xattrs, read_meta_with};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -81,7 +81,7 @@ impl BackupUnit {
         }
         let (file, mut stat) = match e.dir.dir.read_file(e.name) {
             Ok(f) => f,
-            Err(err) if is_absent(&err) => return self.lost_sight(node, c),
+            Err(err) if e.is_replaced(&err, c) => return self.lost_sight(node, c),
             Err(err) => return self.fail(&e.path, &err, c),
         };
         if stat.id != e.stat.id {

@@ -6,7 +6,9 @@ use super::tree::{Found, OpenDir, Refused, Root};
 use super::unit::{BackupUnit, UnitError};
 use farwrite_core::{BackupCommand, BytePath, FileId, Kind, Name, NodeId, Op, Target, What};
 use farwrite_fs::{Dir, Stat, is_absent, read_meta};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::io;
 
 /// Departures of one compare that wait for the end of all compares, in case the node turns up elsewhere; beyond
 /// this many they are believed at once.
@@ -14,6 +16,9 @@ const HELD_DEPARTURES: usize = 20_000;
 
 /// Tries to find a directory that is not where it was, before everything is compared.
 const LATER_TRIES: u32 = 8;
+
+/// Looks at a name at which something else stands each time that it is opened, before that is a problem.
+const OPEN_TRIES: u32 = 100;
 
 /// Something that is there: where, and what the kernel says of it.
 pub(super) struct Present<'a> {
@@ -23,6 +28,38 @@ pub(super) struct Present<'a> {
     pub stat: Stat,
     /// What the index has under this name.
     pub had: Option<NodeId>,
+}
+
+impl Present<'_> {
+    /// After an error: is it that something else, or nothing, has its name by now? Then it is looked at again, which says the same
+    /// only if that has happened again.
+    pub fn is_replaced(&self, e: &io::Error, c: &BackupCommand) -> bool {
+        // A filesystem that always says so is not looked at for ever.
+        let another = || self.is_of_another_kind(e) || self.is_another_now();
+        is_absent(e) || c.attempts < OPEN_TRIES && another()
+    }
+
+    /// What is said only of a link or a socket where a file was, or of a file where a link was. It may be back by now.
+    fn is_of_another_kind(&self, e: &io::Error) -> bool {
+        match self.stat.kind {
+            Kind::File => match Errno::from_io_error(e) {
+                Some(errno) => matches!(errno, Errno::LOOP | Errno::NXIO),
+                None => e.kind() == io::ErrorKind::InvalidInput,
+            },
+            Kind::Symlink => Errno::from_io_error(e) == Some(Errno::INVAL),
+            _ => false,
+        }
+    }
+
+    fn is_another_now(&self) -> bool {
+        match self.dir.dir.stat(self.name) {
+            Ok(now) => {
+                let is = |s: &Stat| (s.id, s.kind, s.btime);
+                is(&now) != is(&self.stat)
+            }
+            Err(e) => is_absent(&e),
+        }
+    }
 }
 
 impl BackupUnit {
@@ -521,7 +558,7 @@ impl BackupUnit {
         }
         let meta = match read_meta(&e.dir.dir, e.name, &e.stat) {
             Ok(m) => m,
-            Err(err) if is_absent(&err) => return self.look_again(c),
+            Err(err) if e.is_replaced(&err, c) => return self.look_again(c),
             Err(err) => return self.fail(&e.path, &err, c),
         };
         self.solved(&e.path);
@@ -594,7 +631,7 @@ impl BackupUnit {
                 };
                 self.send_node(node, row)
             }
-            Err(err) if is_absent(&err) => self.look_again(c),
+            Err(err) if e.is_replaced(&err, c) => self.look_again(c),
             Err(err) => self.fail(&e.path, &err, c),
         }
     }
