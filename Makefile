@@ -77,9 +77,10 @@ install:
 
 RELEASE ?= $(shell uname -r)
 KDIR    ?= /lib/modules/$(RELEASE)/build
-# dkms wants a version; the module's is that of the layouts.
+# dkms wants a version; the module's is that of the layouts. It builds none twice: what is there of the same is taken out first.
 MODULE  := farwrite-$(shell sed -n 's/^\#define FARWRITE_ABI[^0-9]*//p' uapi/farwrite.h).0
 SOURCES := $(DESTDIR)/usr/src/$(MODULE)
+DKMS    := farwrite/$(MODULE:farwrite-%=%)
 
 module:
 	scripts/module '$(KDIR)' '$(CARGO_TARGET_DIR)/module/$(RELEASE)'
@@ -91,4 +92,4 @@ install-module:
 	install -m 644 kernel/probes/*.c '$(SOURCES)/kernel/probes'
 	install -m 644 uapi/farwrite.h '$(SOURCES)/uapi'
 	sed 's|@VERSION@|$(MODULE:farwrite-%=%)|' kernel/dkms.conf > '$(SOURCES)/dkms.conf'
-	test -n '$(DESTDIR)' || { dkms add farwrite/$(MODULE:farwrite-%=%); dkms install farwrite/$(MODULE:farwrite-%=%); }
+	test -n '$(DESTDIR)' || { dkms remove '$(DKMS)' --all >/dev/null 2>&1; dkms add '$(DKMS)' && dkms install '$(DKMS)'; }
