@@ -54,20 +54,26 @@ start() {
     state "$1" active || die "$1 is $(property ActiveState "$1")"
 }
 
-# judge COPY: what rsync would change in it.
-judge() { rsync -aHAXnc --checksum-choice=xxh64 --delete --numeric-ids --itemize-changes $SRC/ "$1/"; }
+# differ COPY: what rsync would change in it stands in /tmp/differences; false if that is nothing.
+differ() {
+    rsync -aHAXnc --checksum-choice=xxh64 --delete --numeric-ids --itemize-changes $SRC/ "$1/" >/tmp/differences 2>&1 || echo "rsync: $?" >>/tmp/differences
+    [ -s /tmp/differences ]
+}
+equal() { ! differ "$1"; }
+# is_copy WHAT COPY
+is_copy() {
+    equal "$2" && return
+    cat /tmp/differences
+    said $SOURCE_UNIT | tail -n 20
+    said $VAULT_UNIT | tail -n 20
+    die "$1: another tree than the source"
+}
 converges() {
     in_machine farwrite flush --timeout 120s || {
         said $SOURCE_UNIT | tail -n 20
         die "$1: flush"
     }
-    judge $MIRROR >/tmp/differences
-    [ ! -s /tmp/differences ] || {
-        cat /tmp/differences
-        said $SOURCE_UNIT | tail -n 20
-        said $VAULT_UNIT | tail -n 20
-        die "$1: mirror and source differ"
-    }
+    is_copy "$1" $MIRROR
 }
 
 # As README.md tells a user to.
@@ -98,7 +104,8 @@ cp /bin/busybox $SRC/tool
 chmod 6755 $SRC/tool
 setfattr -n trusted.x -v of-root $SRC/tool
 setfattr -n security.capability -v 0sAQAAAgAgAAAAAAAAAAAAAAAAAAA= $SRC/tool
-mknod $SRC/device c 1 3
+# Not one of those that every service may use.
+mknod $SRC/device c 99 7
 mkfifo $SRC/fifo
 ln -s nowhere $SRC/link
 storm $SRC 1 300
@@ -117,10 +124,20 @@ sensor() {
     }
     converges "with the sensor $1"
 }
+# What the sensor before has left recording is for nobody any more, and must not hide anything from the next.
 pinned() { find /sys/fs/bpf -type f | wc -l; }
+uses() { cat /sys/module/farwrite/refcnt; }
 [ "$(pinned)" -gt 10 ] || die "only $(pinned) programs and maps are pinned"
+insmod /payload/farwrite.ko
+sensor kmod
+same "programs and maps pinned beside the module" 0 "$(pinned)"
+storm $SRC 11 300
+converges "the module behind eBPF"
+sensor ebpf
+same "uses of the module beside eBPF" 0 "$(uses)"
+storm $SRC 12 300
+converges "eBPF behind the module"
 sensor fanotify
-# What the sensor before has left recording is for nobody any more.
 same "programs and maps pinned beside fanotify" 0 "$(pinned)"
 head -c 100000 /dev/zero >$SRC/mapped
 converges "a file of zeros"
@@ -136,7 +153,6 @@ converges "a storm"
 sensor inotify
 storm $SRC 3 300
 converges "a storm"
-insmod /payload/farwrite.ko
 sensor kmod
 replaced() { wc -l </sys/kernel/tracing/enabled_functions; }
 [ "$(replaced)" -gt 60 ] || die "only $(replaced) functions are patched"
@@ -148,8 +164,6 @@ storm $SRC 5 300
 in_machine farwrite on
 converges "after off and on"
 sensor ebpf
-same "uses of the module beside eBPF" 0 "$(cat /sys/module/farwrite/refcnt)"
-[ "$(pinned)" -gt 10 ] || die "only $(pinned) programs and maps are pinned"
 
 # Killed: systemd starts both again, and what was done meanwhile is there.
 killed() {
@@ -172,7 +186,7 @@ in_machine farwrite vault verify $VAULT 2>/dev/null || die "verify"
 in_machine farwrite vault retention $VAULT --keep-all 1h --hourly 1d || die "retention"
 in_machine farwrite vault prune $VAULT || die "prune"
 in_machine farwrite restore $SRC --to /mnt/xfs/back >/dev/null 2>&1
-[ -z "$(judge /mnt/xfs/back/src)" ] || die "the restore is another tree: $(judge /mnt/xfs/back/src)"
+is_copy "a restore" /mnt/xfs/back/src
 
 # A restore by the page: the daemon may not write there, until its unit is told so (README.md).
 mkdir /mnt/xfs/page
@@ -192,8 +206,7 @@ until_true 30 page_says "Read-only file system"
 drop_in $SOURCE_UNIT ReadWritePaths=/mnt/xfs "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FSETID CAP_MKNOD CAP_SETFCAP"
 start $SOURCE_UNIT restart
 restore_by_page
-restored() { [ -z "$(judge /mnt/xfs/page/src 2>/dev/null)" ]; }
-until_true 60 restored
+until_true 60 equal /mnt/xfs/page/src
 take_out $SOURCE_UNIT
 start $SOURCE_UNIT restart
 converges "as it was"
@@ -211,7 +224,23 @@ in_machine farwrite source add $SRC --to "$(in_machine farwrite vault invite $OW
 storm $SRC 8 300
 converges "with a second vault"
 in_machine farwrite restore $SRC --to /mnt/xfs/own-back --vault-dir $OWN --source vm >/dev/null 2>&1
-[ -z "$(judge /mnt/xfs/own-back/src)" ] || die "the restore from a user's vault is another tree: $(judge /mnt/xfs/own-back/src)"
+is_copy "a restore from a user's vault" /mnt/xfs/own-back/src
+
+# Through ssh, which the daemon starts: root's key, one command.
+SSH=/mnt/xfs/ssh
+mkdir -p /run/sshd /root/.ssh
+echo sshd:x:991:991::/run/sshd:/bin/false >>/etc/passwd
+ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
+ssh-keygen -q -t ed25519 -N '' -f /root/host_key
+echo "restrict,command=\"/usr/local/bin/farwrite vault stdio $SSH --name vm\" $(cat /root/.ssh/id_ed25519.pub)" >/root/.ssh/authorized_keys
+echo "127.0.0.1 $(cut -d' ' -f1,2 /root/host_key.pub)" >/root/.ssh/known_hosts
+chmod -R go= /root/.ssh
+farwrite vault init $SSH >/dev/null
+/usr/local/bin/sshd -e -f /dev/null -o ListenAddress=127.0.0.1 -o HostKey=/root/host_key -o StrictModes=no 2>/tmp/sshd
+in_machine farwrite source add $SRC --to ssh://root@127.0.0.1$SSH --name vm >/dev/null
+storm $SRC 9 300
+converges "with a vault behind ssh"
+is_copy "the mirror behind ssh" $SSH/sources/vm/mirror$SRC
 
 # A stop in good order.
 in_machine farwrite off

@@ -24,6 +24,7 @@ const SOURCE: &str = "this-machine";
 
 /// See the module.
 pub fn run(args: &TryArgs) -> anyhow::Result<()> {
+    farwrite_fs::check_openat2()?;
     let dir = config::canonical_dir(&args.dir)?;
     let (vault_dir, temporary) = choose_vault_dir(args.vault.as_deref())?;
     // Before anything starts, so that a Ctrl-C at any moment finds us ready.
