@@ -32,6 +32,13 @@ ship() {
     done
 }
 
+# Says in FARWRITE_PROGRAM which program is tried: the one that it names already (what is measured is built for that), else one that is built.
+farwrite_program() {
+    [ -z "${FARWRITE_PROGRAM:-}" ] || return 0
+    (cd "$REPO" && cargo build --quiet --locked -p farwrite)
+    FARWRITE_PROGRAM=$TARGET_DIR/debug/farwrite
+}
+
 # test_program CRATE NAME: builds a crate's test program and prints where it is.
 test_program() {
     (cd "$REPO" && cargo test --quiet --locked -p "$1" --test "$2" --no-run --message-format=json) |

@@ -25,6 +25,7 @@ use farwrite_core::{BytePath, Change, ChangeOp, FileId, Guarantee};
 use hooks::Fs;
 use libbpf_rs::{MapCore, MapFlags};
 use mount::Mounted;
+pub(crate) use programs::end_left;
 use programs::{Missing, Programs};
 use ring::{Mapping, Next, Ring};
 use rustix::event::epoll;
@@ -64,11 +65,6 @@ pub struct EbpfSource {
     /// Something was handed out since the last release.
     owing: bool,
     stats: SensorStats,
-}
-
-/// Takes the programs out if they were left recording and no process uses them.
-pub(crate) fn end_left() {
-    programs::end_left();
 }
 
 impl EbpfSource {

@@ -359,7 +359,7 @@ fn load_and_attach(wanted: &[&'static Hook], pin: bool) -> libbpf_rs::Result<Vec
 }
 
 /// Ends what was left at work, if no process uses it.
-pub(super) fn end_left() {
+pub(crate) fn end_left() {
     if !map_pin("control").exists() {
         return;
     }

@@ -25,7 +25,9 @@ fn kernel() -> Check {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     let text = format!("Linux {release}");
-    let openat2 = farwrite_fs::check_openat2();
+    if let Err(e) = farwrite_fs::check_openat2() {
+        return Check::fail("kernel", text, e.to_string());
+    }
     match version(release) {
         None => Check::warn(
             "kernel",
@@ -40,10 +42,6 @@ fn kernel() -> Check {
                 KERNEL_NEEDED.0, KERNEL_NEEDED.1
             ),
         ),
-        Some(_) if openat2.is_err() => {
-            let remedy = openat2.err().map_or_else(String::new, |e| e.to_string());
-            Check::fail("kernel", text, remedy)
-        }
         Some(v) if v < KERNEL_WANTED => {
             let wanted = format!(
                 "with Linux {}.{} or later whole filesystems can be watched",
