@@ -4,7 +4,7 @@
 //! All of it is an offer: where the filesystem or the disk cannot, the same bytes are written as always.
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -130,6 +130,22 @@ impl DirectFile {
     /// Does what is written go past the cache?
     pub fn is_direct(&self) -> bool {
         self.direct.is_some() && !self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Sets blocks of the disk aside for a range in which nothing is yet, and makes the file as long (fallocate(2)): only then several
+    /// writes past the cache are under way at once, else the file is locked for each. Does nothing for what goes through the cache, or
+    /// where the filesystem cannot. An error (`ENOSPC`) if there are not so many.
+    pub fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        if !self.is_direct() || len < DIRECT_LEAST_BYTES as u64 {
+            return Ok(());
+        }
+        loop {
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len) {
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP) => return Ok(()),
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Writes pieces one behind the other, from `offset` on. What is short of a page at either end, and what is little, goes through

@@ -94,6 +94,46 @@ fn what_is_written_past_the_cache_is_what_would_be_written_through_it() {
 }
 
 #[test]
+fn several_write_at_once_to_what_was_set_aside() {
+    let t = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = t.path().join("file");
+    let file = create(&path);
+    let direct = DirectFile::new(file.clone(), true);
+    let (begin, len) = (1000, 8 * MIB as u64);
+    direct.allocate(begin, len).unwrap();
+    let stat = rustix::fs::fstat(&file).unwrap();
+    if !direct.is_direct() {
+        assert_eq!((stat.st_size, stat.st_blocks), (0, 0));
+        return;
+    }
+    assert_eq!(stat.st_size as u64, begin + len);
+    assert!(stat.st_blocks as u64 * 512 >= len);
+    // What is little is not worth a call, and more than any disk has is told.
+    let behind = begin + len + MIB as u64;
+    direct.allocate(behind, 4096).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), begin + len);
+    assert!(direct.allocate(behind, 1 << 60).is_err());
+
+    let want = Rng(4).bytes(len as usize);
+    let parts: Vec<(usize, &[u8])> = want.chunks(MIB).enumerate().collect();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (parts, direct) = (&parts, &direct);
+            scope.spawn(move || {
+                let mut scratch = Scratch::default();
+                for (i, bytes) in parts.iter().skip(writer).step_by(4) {
+                    let pieces = [piece(bytes, i % 3 == 0)];
+                    let at = begin + (i * MIB) as u64;
+                    direct.write_all_at(&pieces, at, &mut scratch).unwrap();
+                }
+            });
+        }
+    });
+    let all = std::fs::read(&path).unwrap();
+    assert!(all[..begin as usize].iter().all(|b| *b == 0) && all[begin as usize..] == want);
+}
+
+#[test]
 fn little_of_what_is_written_or_read_past_the_cache_is_in_it() {
     let t = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bytes = Rng(2).bytes(4 * MIB);

@@ -24,8 +24,6 @@ const PART_PIECES: usize = 1024;
 const KEPT_BYTES: u64 = 512 << 10;
 /// Bytes written of a large file before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
-/// The same where most of it goes past the kernel's cache: little is left to be put there.
-const SETTLE_DIRECT_BYTES: u64 = 256 << 20;
 
 /// A part of a large file, to be put on the disk and let go from memory while the rest is still being written, and
 /// where to say how that went.
@@ -197,6 +195,9 @@ impl Run<'_> {
     }
 
     fn pieces(&mut self, target: &mut Target, list: &[BlockExtent]) -> Result<(), Stop> {
+        for part in stretches(list, target.size) {
+            target.file.allocate(part.offset, part.len)?;
+        }
         for x in list {
             let Some((offset, bytes)) = self.piece(x, target.size)? else {
                 continue;
@@ -266,12 +267,9 @@ impl Run<'_> {
     /// What was handed out may go to the disk.
     fn settle(&self, target: &mut Target) {
         let len = target.end.saturating_sub(target.settled);
-        let every = match target.file.is_direct() {
-            true => SETTLE_DIRECT_BYTES,
-            false => SETTLE_BYTES,
-        };
         if let Some(settler) = &self.settler
-            && len >= every
+            && len >= SETTLE_BYTES
+            && !target.file.is_direct()
         {
             let part = Extent::new(target.settled, len);
             // If nobody is there, the system does it in its own time.
@@ -300,6 +298,19 @@ struct Target {
     /// Where others say how their part of it went.
     tell: Sender<io::Result<()>>,
     told: Receiver<io::Result<()>>,
+}
+
+/// What extents cover of a file of this size, those that follow each other as one.
+fn stretches(list: &[BlockExtent], size: u64) -> Vec<Extent> {
+    let inside = |x: &BlockExtent| Extent::new(0, size).intersect(Extent::new(x.offset, x.len));
+    let mut all: Vec<Extent> = Vec::new();
+    for part in list.iter().filter_map(inside) {
+        match all.last_mut() {
+            Some(last) if last.end() == part.offset => last.len += part.len,
+            _ => all.push(part),
+        }
+    }
+    all
 }
 
 /// Makes a regular file with its attributes. `write` says where its last byte is, and how many it wrote.

@@ -1,6 +1,5 @@
 //! Threads that write, while the one that goes through the history fetches what comes next. A small file is a job as a whole for
-//! one of several, a large one many jobs for two threads of its own: a file is locked while it is written to, so more would only
-//! wait for each other.
+//! one of several, a large one many jobs for threads of its own.
 
 use super::file::{make_file, put_in_place};
 use bytes::Bytes;
@@ -15,10 +14,10 @@ use std::sync::Arc;
 const WAITING: usize = 32;
 /// Parts of a large file that wait at most.
 const PARTS_WAITING: usize = 4;
-/// Bytes of a part, unless there are no more: enough to keep a disk busy.
-pub(super) const PART_BYTES: u64 = 8 << 20;
-/// Threads for parts: while one waits for the disk, the next gets ready.
-pub(super) const PART_WRITERS: usize = 2;
+/// Bytes of a part, unless there are no more.
+pub(super) const PART_BYTES: u64 = 4 << 20;
+/// Threads for parts: so many are under way to the disk at once, which keeps one busy that is read, too.
+pub(super) const PART_WRITERS: usize = 8;
 /// Threads for small files at most.
 const WRITERS: usize = 4;
 
