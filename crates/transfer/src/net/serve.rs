@@ -398,9 +398,15 @@ where
         } else if !session.is_new() {
             handshake = None;
         }
-        let mut output = BytesMut::new();
-        session.poll_output(now, &mut output);
-        out.push(output);
+        loop {
+            let mut output = BytesMut::new();
+            let large = session.poll_output(now, &mut output);
+            out.push(output);
+            match large {
+                Some(large) => out.push_shared(large),
+                None => break,
+            }
+        }
         if !out.is_busy() {
             out.moved(now);
         } else if now >= out.last_moved() + STALLED_AFTER {
@@ -538,7 +544,7 @@ fn take_report(session: &mut VaultSession, report: Report) {
     match report {
         Report::Replayed(record) => session.replay_record(&record),
         Report::ReplayEnd => session.replay_end(),
-        Report::Answer { id, piece, last } => session.response(id, &piece, last),
+        Report::Answer { id, piece, last } => session.response(id, piece, last),
         Report::BadBatch(text) => session.refuse(Refusal::new(RefusalCode::BadBatch, text)),
         Report::Failed { text, retry_after } => session.fail(&text, retry_after),
     }

@@ -5,13 +5,16 @@
 //! counted. Must never hand on a record of a batch that is already durable, nor ack one that is not.
 
 use super::source::append;
-use super::{ALIVE_EVERY, DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, REQUESTS_IN_FLIGHT};
+use super::{
+    ALIVE_EVERY, DEAD_AFTER, Framer, HELLO_BYTES, LONE_BATCH_BYTES, REQUESTS_IN_FLIGHT,
+    UNCOPIED_BYTES,
+};
 use crate::answer::Piece;
 use crate::message::{
     Behind, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal, RefusalCode,
     SOFTWARE_BYTES, TEXT_BYTES, TOKEN_BYTES, Welcome, printable,
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use farwrite_core::history::Request;
 use farwrite_core::record::{BadRecord, Record, RecordKind};
 use farwrite_core::{BatchSeq, Epoch, SourceName, codec, limits};
@@ -127,6 +130,8 @@ pub struct VaultSession {
     version: u16,
     framer: Framer,
     out: BytesMut,
+    /// What comes behind `out`: large pieces, which are not copied, each with what comes behind it.
+    behind: VecDeque<(Bytes, BytesMut)>,
     actions: VecDeque<VaultAction>,
     counters: SessionCounters,
     heard: Duration,
@@ -144,6 +149,7 @@ impl VaultSession {
             version: PROTOCOL_MIN,
             framer: Framer::default(),
             out: BytesMut::new(),
+            behind: VecDeque::new(),
             actions: VecDeque::new(),
             counters: SessionCounters::default(),
             heard: now,
@@ -422,7 +428,7 @@ impl VaultSession {
     }
 
     /// A piece made by [`crate::answer::response_pieces`]; `last` with the last one of its request.
-    pub fn response(&mut self, id: u32, piece: &Piece, last: bool) {
+    pub fn response(&mut self, id: u32, piece: Piece, last: bool) {
         if let State::History { asked } = &mut self.state
             && asked.contains(&id)
         {
@@ -430,8 +436,11 @@ impl VaultSession {
                 asked.remove(&id);
             }
             match piece {
-                Piece::Record(record) => append(&mut self.out, record),
-                Piece::Stored(record) => self.out.extend_from_slice(record),
+                Piece::Record(record) => append(self.end_of_output(), &record),
+                Piece::Stored(record) if record.len() < UNCOPIED_BYTES => {
+                    self.end_of_output().extend_from_slice(&record);
+                }
+                Piece::Stored(record) => self.behind.push_back((record, BytesMut::new())),
             }
         }
     }
@@ -439,7 +448,7 @@ impl VaultSession {
     /// A record of the replay.
     pub fn replay_record(&mut self, record: &Record) {
         if matches!(&self.state, State::Backup(b) if b.replaying) {
-            append(&mut self.out, record);
+            append(self.end_of_output(), record);
         }
     }
 
@@ -453,8 +462,10 @@ impl VaultSession {
         }
     }
 
-    /// Moves what is to be sent to the end of `out`.
-    pub fn poll_output(&mut self, now: Duration, out: &mut BytesMut) {
+    /// Moves what is to be sent to the end of `out`. A large piece is not copied, but returned: it is to be sent after `out`, and
+    /// before what the next call gives. `None`: there is no more.
+    #[must_use]
+    pub fn poll_output(&mut self, now: Duration, out: &mut BytesMut) -> Option<Bytes> {
         if !self.out.is_empty() {
             match out.is_empty() {
                 true => std::mem::swap(out, &mut self.out),
@@ -463,6 +474,15 @@ impl VaultSession {
             self.out.clear();
             self.said = now;
         }
+        let (large, behind) = self.behind.pop_front()?;
+        self.out = behind;
+        self.said = now;
+        Some(large)
+    }
+
+    fn end_of_output(&mut self) -> &mut BytesMut {
+        let last = self.behind.back_mut();
+        last.map_or(&mut self.out, |(_, behind)| behind)
     }
 
     /// Looks at the time. `listening`: the driver was reading all the while, so that silence is the source's.
@@ -509,7 +529,7 @@ impl VaultSession {
 
     fn say(&mut self, message: &Message) {
         if self.ended().is_none() {
-            append(&mut self.out, &message.to_record());
+            append(self.end_of_output(), &message.to_record());
         }
     }
 

@@ -1,8 +1,10 @@
 //! The two state machines against each other and against scripted peers: no I/O, time by hand.
 
 use crate::common::{Maker, name, take, wire};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use farwrite_core::history::{Request, Response};
 use farwrite_core::{BatchSeq, Record, RecordKind, codec};
+use farwrite_transfer::answer::{Piece, response_pieces};
 use farwrite_transfer::message::{
     Behind, Hello, Message, Purpose, RefusalCode, TOKEN_BYTES, Welcome,
 };
@@ -341,8 +343,15 @@ fn opened(last: Option<(BatchSeq, [u8; 32])>) -> VaultSession {
         Some(VaultAction::OpenBackup { .. })
     ));
     v.welcome_backup(name("web"), last, None, WINDOW, true);
-    v.poll_output(T0, &mut BytesMut::new());
+    vault_output(&mut v, T0);
     v
+}
+
+/// What a vault sends, of which nothing is large.
+fn vault_output(v: &mut VaultSession, now: Duration) -> BytesMut {
+    let mut out = BytesMut::new();
+    assert_eq!(v.poll_output(now, &mut out), None);
+    out
 }
 
 fn refusal(v: &VaultSession) -> Option<RefusalCode> {
@@ -397,8 +406,7 @@ fn what_is_out_of_state_or_order_is_refused_and_counted() {
         v.received(T0, &bytes);
         assert_eq!(refusal(&v), Some(RefusalCode::Protocol), "{what}");
         assert_eq!(v.counters().violations, 1, "{what}");
-        let mut out = BytesMut::new();
-        v.poll_output(T0, &mut out);
+        let out = vault_output(&mut v, T0);
         assert!(
             matches!(messages(&out)[..], [Message::Refused(_)]),
             "{what}"
@@ -461,9 +469,57 @@ fn duplicates_of_durable_batches_are_dropped() {
     assert_eq!(v.ended(), None);
     v.durable(BatchSeq(2));
     v.durable(BatchSeq(2));
-    let mut out = BytesMut::new();
-    v.poll_output(T0, &mut out);
+    let out = vault_output(&mut v, T0);
     assert_eq!(messages(&out), [Message::Ack { seq: BatchSeq(2) }]);
+}
+
+#[test]
+fn large_pieces_of_an_answer_are_sent_in_order_and_not_copied() {
+    let mut v = VaultSession::new(T0);
+    v.received(T0, &hello(Purpose::History));
+    assert!(matches!(
+        v.next_action(),
+        Some(VaultAction::OpenHistory { .. })
+    ));
+    v.welcome_history(name("web"));
+    vault_output(&mut v, T0);
+    let request = Request::Blocks(vec![1]);
+    v.received(
+        T0,
+        &wire(&[Message::Request { id: 7, request }.to_record()]),
+    );
+    assert!(matches!(
+        v.next_action(),
+        Some(VaultAction::Ask { id: 7, .. })
+    ));
+    let stored = [3, 100_000, 200_000, 5, 70_000].map(|n| Bytes::from(vec![n as u8; n]));
+    for piece in &stored {
+        v.response(7, Piece::Stored(piece.clone()), false);
+    }
+    // Said meanwhile: comes behind all of it.
+    v.tick(ALIVE_EVERY, true);
+    let text = "that was all".to_string();
+    for piece in response_pieces(7, Response::Error(text), v.version()) {
+        v.response(7, piece, true);
+    }
+    let (mut sent, mut uncopied) = (Vec::new(), Vec::new());
+    loop {
+        let mut out = BytesMut::new();
+        let large = v.poll_output(ALIVE_EVERY, &mut out);
+        sent.extend(&out);
+        let Some(large) = large else { break };
+        sent.extend(&large);
+        uncopied.push(large.as_ptr());
+    }
+    let content: Vec<u8> = stored.concat();
+    let (front, behind) = sent.split_at(content.len());
+    assert!(front == content);
+    assert!(matches!(
+        messages(behind)[..],
+        [Message::Alive, Message::Response { id: 7, .. }]
+    ));
+    assert_eq!(uncopied, [1, 2, 4].map(|i| stored[i].as_ptr()));
+    assert!(vault_output(&mut v, ALIVE_EVERY).is_empty());
 }
 
 #[test]
@@ -486,9 +542,8 @@ fn a_source_that_ignores_the_window_is_refused() {
 #[test]
 fn a_busy_vault_says_that_it_lives_and_blames_no_silence_on_the_source() {
     let mut v = opened(None);
-    let mut out = BytesMut::new();
     v.tick(ALIVE_EVERY, false);
-    v.poll_output(ALIVE_EVERY, &mut out);
+    let out = vault_output(&mut v, ALIVE_EVERY);
     assert_eq!(messages(&out), [Message::Alive]);
     let late = DEAD_AFTER * 3;
     v.tick(late, false);
@@ -536,8 +591,7 @@ fn latency_does_not_bound_throughput() {
                 _ => {}
             }
         }
-        let mut out = BytesMut::new();
-        v.poll_output(now, &mut out);
+        let out = vault_output(&mut v, now);
         if !out.is_empty() {
             to_source.push_back((now + WAY, out.to_vec()));
         }
@@ -630,8 +684,7 @@ proptest! {
                 }
                 if up_bytes == 1 << 30 { v.durable(BatchSeq(log.len() as u64)); }
                 prop_assert!(v.ended().is_none(), "{:?}", v.ended());
-                let mut down = BytesMut::new();
-                v.poll_output(T0, &mut down);
+                let down = vault_output(&mut v, T0);
                 let n = down.len().min(down_left);
                 down_left -= n;
                 let mut events = Vec::new();
@@ -658,11 +711,7 @@ fn the_mirror_may_be_faster_than_the_ack() {
     let mut v = opened(None);
     v.received(T0, &wire(&maker.batch(1, 10)));
     v.received(T0, &wire(&maker.batch(1, 10)));
-    let said = |v: &mut VaultSession| {
-        let mut out = BytesMut::new();
-        v.poll_output(T0, &mut out);
-        messages(&out)
-    };
+    let said = |v: &mut VaultSession| messages(&vault_output(v, T0));
     v.mirrored(BatchSeq(1));
     assert_eq!(said(&mut v), []);
     v.durable(BatchSeq(1));
