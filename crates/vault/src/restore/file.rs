@@ -22,24 +22,21 @@ const DIRECT_FROM_BYTES: u64 = 32 << 20;
 const PART_PIECES: usize = 1024;
 /// Smaller pieces are copied.
 const KEPT_BYTES: u64 = 512 << 10;
-/// Bytes written of a large file before they go to the disk.
+/// Bytes written of a large file, through the kernel's cache, before they go to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
+/// So long they may be on their way there, until they are let go from memory.
+const LET_GO_BEHIND: u64 = 4 * SETTLE_BYTES;
 
-/// A part of a large file, to be put on the disk and let go from memory while the rest is still being written, and
-/// where to say how that went.
-pub(super) type Settle = (Arc<File>, Extent, Sender<io::Result<()>>);
+/// A part of a large file, to be put on the disk and let go from memory while the rest is still being written.
+pub(super) type Settle = (Arc<File>, Extent);
 
-/// Does so until there is no more: for a thread beside the one that writes.
+/// Does so until there is no more: for a thread beside the one that writes, since the kernel may wait for the disk. It does not
+/// wait itself: a flush after each part would hold up all that is written.
 pub(super) fn settle_for_others(jobs: &Receiver<Settle>) {
-    for (file, part, told) in jobs {
-        let done = file.sync_data();
-        if done.is_ok() {
-            // With what was handed out before, and may not have been written when its turn came.
-            let from = part.offset.saturating_sub(SETTLE_BYTES);
-            farwrite_fs::forget_cached(&file, from, part.end());
-        }
-        // Who wrote may have given the file up.
-        let _ = told.send(done);
+    for (file, part) in jobs {
+        // What is not on the disk yet begins to be written (mm/fadvise.c), what has got there is let go.
+        let from = part.offset.saturating_sub(LET_GO_BEHIND);
+        farwrite_fs::forget_cached(&file, from, part.end());
     }
 }
 
@@ -274,7 +271,7 @@ impl Run<'_> {
             let part = Extent::new(target.settled, len);
             // If nobody is there, the system does it in its own time.
             let file = target.file.file().clone();
-            let _ = settler.send((file, part, target.tell.clone()));
+            let _ = settler.send((file, part));
             target.settled = target.end;
         }
     }

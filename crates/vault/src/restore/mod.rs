@@ -135,7 +135,7 @@ enum Done {
 }
 
 impl Restore<'_> {
-    /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
+    /// Restores, and puts all of it on the disk. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
         let (questions, others) = crossbeam_channel::unbounded();
         let (ask, over) = (self.ask, AtomicBool::new(false));
@@ -211,6 +211,11 @@ impl Restore<'_> {
         }
         run.wait_for_writers()?;
         run.finish_dirs();
+        if let Some(to) = &run.to {
+            // Before it is said to be restored, and so that an error of the disk is not kept back.
+            to.sync_filesystem()
+                .map_err(|e| self.fail("put on the disk what was restored to", e))?;
+        }
         Ok(run.stats)
     }
 

@@ -858,3 +858,37 @@ fn a_large_file_that_does_not_fit_ends_the_restore() {
     assert!(matches!(restore.run(), Err(RestoreError::Io { .. })));
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
 }
+
+#[test]
+fn what_a_restore_says_is_there_survives_a_power_cut() {
+    let site = Site::new(false);
+    let (mut maker, mut rng) = (Maker::new(), Rng(12));
+    let (mib, count) = (1u32 << 20, 40u32);
+    let large = maker.node();
+    let mut ops = vec![
+        set(large, file_meta(u64::from(count * mib), 1)),
+        link(NodeId::ROOT, "large", large),
+    ];
+    ops.extend((0..count).map(|i| write(large, u64::from(i * mib), i, 0, mib)));
+    let mut blocks: Vec<Vec<u8>> = (0..count).map(|_| rng.bytes(mib as usize)).collect();
+    for i in 0..100 {
+        let node = maker.node();
+        let name = format!("small {i}");
+        ops.push(set(node, file_meta(3000, 1)));
+        ops.push(link(NodeId::ROOT, &name, node));
+        ops.push(write(node, 0, count + i, 0, 3000));
+        blocks.push(rng.bytes(3000));
+    }
+    site.write(&[maker.batch(&ops, &blocks)]);
+    let history = History::open(&site.source()).unwrap();
+    let disk = Disk::mount(&["/sbin/mkfs.ext4", "-q", "-F"], 100 << 20);
+    restore(&history, 1, &disk.at().join("restored"));
+    let later = disk.after_power_cut();
+    let restored = later.at().join("restored");
+    let (content, small) = blocks.split_at(count as usize);
+    assert!(std::fs::read(restored.join("large")).unwrap() == content.concat());
+    for (i, bytes) in small.iter().enumerate() {
+        let there = std::fs::read(restored.join(format!("small {i}"))).unwrap();
+        assert!(there == *bytes, "small {i}");
+    }
+}

@@ -144,20 +144,37 @@ pub struct Disk(tempfile::TempDir);
 
 impl Disk {
     pub fn mount(mkfs: &[&str], bytes: u64) -> Disk {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let image = dir.path().join("image");
-        let file = std::fs::File::create(&image).unwrap();
+        let disk = Disk::without_image();
+        let file = std::fs::File::create(disk.image()).unwrap();
         file.set_len(bytes).unwrap();
-        let disk = Disk(dir);
+        let mut make = std::process::Command::new(mkfs[0]);
+        let make = make.args(&mkfs[1..]).arg(disk.image());
+        assert!(make.status().unwrap().success(), "{mkfs:?}");
+        disk.mounted()
+    }
+
+    /// As it would be if the power failed now.
+    pub fn after_power_cut(&self) -> Disk {
+        let disk = Disk::without_image();
+        std::fs::copy(self.image(), disk.image()).unwrap();
+        disk.mounted()
+    }
+
+    fn without_image() -> Disk {
+        let disk = Disk(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
         std::fs::create_dir(disk.at()).unwrap();
-        let run = |program: &str, args: &[&str], at: Option<PathBuf>| {
-            let mut command = std::process::Command::new(program);
-            let command = command.args(args).arg(&image).args(at);
-            assert!(command.status().unwrap().success(), "{program}");
-        };
-        run(mkfs[0], &mkfs[1..], None);
-        run("mount", &["-o", "loop"], Some(disk.at()));
         disk
+    }
+
+    fn mounted(self) -> Disk {
+        let mut mount = std::process::Command::new("mount");
+        let mount = mount.args(["-o", "loop"]).arg(self.image()).arg(self.at());
+        assert!(mount.status().unwrap().success());
+        self
+    }
+
+    fn image(&self) -> PathBuf {
+        self.0.path().join("image")
     }
 
     /// Its root directory.
