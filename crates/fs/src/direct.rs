@@ -142,8 +142,11 @@ impl DirectFile {
         loop {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len) {
                 Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP) => return Ok(()),
-                other => return Ok(other?),
+                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => {
+                    return Err(e.into());
+                }
+                // Whatever else is against it need not be against writing.
+                _ => return Ok(()),
             }
         }
     }

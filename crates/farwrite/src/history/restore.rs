@@ -131,11 +131,7 @@ fn restore(
     }
     let progress = |s: &RestoreStats| {
         bar.set_position(s.gone_over);
-        let files = format!("{} files", bytes::grouped(s.files));
-        bar.set_message(match bar.length() == Some(s.gone_over) {
-            true => format!("{files}, on their way to the disk"),
-            false => files,
-        });
+        bar.set_message(format!("{} files", bytes::grouped(s.files)));
     };
     plan.dry_run = false;
     plan.progress = Some(&progress);

@@ -17,12 +17,12 @@ const WHOLE_BYTES: u64 = limits::BLOCK_RAW_BYTES as u64;
 /// Blocks that such a file's content may be in.
 const WHOLE_BLOCKS: usize = 2;
 /// From this size on a file is written in parts, past the kernel's cache where the filesystem can.
-const DIRECT_FROM_BYTES: u64 = 32 << 20;
+const LARGE_FROM_BYTES: u64 = 32 << 20;
 /// Pieces of a part at most.
 const PART_PIECES: usize = 1024;
 /// Smaller pieces are copied.
 const KEPT_BYTES: u64 = 512 << 10;
-/// Bytes written of a large file, through the kernel's cache, before they go to the disk.
+/// Bytes written of a large file before what of it is in the kernel's cache goes to the disk.
 const SETTLE_BYTES: u64 = 32 << 20;
 /// So long they may be on their way there, until they are let go from memory.
 const LET_GO_BEHIND: u64 = 4 * SETTLE_BYTES;
@@ -153,10 +153,10 @@ impl Run<'_> {
     fn content(&mut self, file: &Arc<File>, entry: &Entry) -> Result<(u64, u64), Stop> {
         let (tell, told) = crossbeam_channel::unbounded();
         // What is not so large is on its way to the disk when its last byte comes; and a part is waited for before the next file.
-        let direct = entry.meta.size >= DIRECT_FROM_BYTES;
+        let large = entry.meta.size >= LARGE_FROM_BYTES;
         let mut target = Target {
-            file: Arc::new(DirectFile::new(file.clone(), direct)),
-            part_bytes: if direct { PART_BYTES } else { 0 },
+            file: Arc::new(DirectFile::new(file.clone(), large)),
+            part_bytes: if large { PART_BYTES } else { 0 },
             size: entry.meta.size,
             end: 0,
             bytes: 0,
@@ -185,13 +185,23 @@ impl Run<'_> {
             }
         }
         self.part(&mut target)?;
-        // An error is told once: whoever hears of it must not keep it to himself.
+        // Until the last writer has said how it went.
         drop(target.tell);
         target.told.iter().collect::<io::Result<()>>()?;
+        if large {
+            // Before it has its name, and may replace what is there: an error of the disk is told here, or to nobody.
+            file.sync_data()?;
+            farwrite_fs::forget_cached(file, 0, u64::MAX);
+        }
         Ok((target.end, target.bytes))
     }
 
     fn pieces(&mut self, target: &mut Target, list: &[BlockExtent]) -> Result<(), Stop> {
+        // Nothing is set aside for what cannot be there.
+        let block_bytes = limits::BLOCK_RAW_BYTES as u64;
+        if list.iter().any(|x| x.len > block_bytes) {
+            return Err(Stop::File("an extent reaches beyond its block".into()));
+        }
         for part in stretches(list, target.size) {
             target.file.allocate(part.offset, part.len)?;
         }
@@ -266,7 +276,6 @@ impl Run<'_> {
         let len = target.end.saturating_sub(target.settled);
         if let Some(settler) = &self.settler
             && len >= SETTLE_BYTES
-            && !target.file.is_direct()
         {
             let part = Extent::new(target.settled, len);
             // If nobody is there, the system does it in its own time.

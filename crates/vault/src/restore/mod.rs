@@ -135,7 +135,7 @@ enum Done {
 }
 
 impl Restore<'_> {
-    /// Restores, and puts all of it on the disk. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
+    /// Restores. Damage fails single files ([`RestoreStats::failed`]), everything else goes on.
     pub fn run(&self) -> Result<RestoreStats, RestoreError> {
         let (questions, others) = crossbeam_channel::unbounded();
         let (ask, over) = (self.ask, AtomicBool::new(false));
@@ -151,7 +151,6 @@ impl Restore<'_> {
             let restored = if self.dry_run {
                 self.run_with(Some(questions), None, None)
             } else {
-                // A file that is waited for is one on a slow disk: no more of it in memory then.
                 let (settler, settles) = crossbeam_channel::bounded(2);
                 help(scope, "restore-settle", move || {
                     settle_for_others(&settles);
@@ -211,11 +210,6 @@ impl Restore<'_> {
         }
         run.wait_for_writers()?;
         run.finish_dirs();
-        if let Some(to) = &run.to {
-            // Before it is said to be restored, and so that an error of the disk is not kept back.
-            to.sync_filesystem()
-                .map_err(|e| self.fail("put on the disk what was restored to", e))?;
-        }
         Ok(run.stats)
     }
 
