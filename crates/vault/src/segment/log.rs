@@ -11,6 +11,7 @@ use farwrite_core::{BatchSeq, Commit, Op, Record, RecordKind, codec, limits};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A segment that has reached this size is closed at the next batch.
 pub const SEGMENT_BYTES: u64 = 256 << 20;
@@ -32,7 +33,7 @@ const RESERVE_FREE_BYTES: u64 = 256 << 20;
 pub struct LogWriter {
     dir: PathBuf,
     segment_bytes: u64,
-    file: Option<File>,
+    file: Option<Arc<File>>,
     /// Where the next record goes.
     end: Place,
     buffer: Vec<u8>,
@@ -48,6 +49,32 @@ pub struct LogWriter {
     in_place: bool,
     open: Option<OpenBatch>,
     poisoned: Option<String>,
+}
+
+/// What [`LogWriter::begin_sync`] has begun to put on the disk: all that was appended until then.
+pub struct Syncing {
+    file: Arc<File>,
+    path: PathBuf,
+    commit: Commit,
+    end: Place,
+}
+
+impl Syncing {
+    /// Its last batch.
+    pub fn commit(&self) -> &Commit {
+        &self.commit
+    }
+
+    /// Behind its last batch.
+    pub fn end(&self) -> Place {
+        self.end
+    }
+
+    /// Waits for the disk: for any thread. To be told to [`LogWriter::end_sync`].
+    pub fn wait(&self) -> Result<(), LogError> {
+        let done = self.file.sync_data();
+        done.map_err(|e| LogError::io("fsync", &self.path, e))
+    }
 }
 
 /// What is known of the batch being written.
@@ -77,7 +104,7 @@ impl LogWriter {
     ) -> Result<(Self, Recovered), LogError> {
         let recovered = recover(dir, &known.into())?;
         let file = match recovered.end {
-            Some(end) => Some(open_segment(dir, end.segment)?),
+            Some(end) => Some(Arc::new(open_segment(dir, end.segment)?)),
             None => None,
         };
         let end = recovered.end.unwrap_or(Place {
@@ -113,6 +140,11 @@ impl LogWriter {
             segment: self.end.segment,
             offset: self.committed,
         }
+    }
+
+    /// Is the next batch the first of a new segment? Then [`LogWriter::append`] waits for the disk.
+    pub fn ends_segment(&self) -> bool {
+        self.open.is_none() && self.end.offset >= self.segment_bytes
     }
 
     /// The seq of the batch that is open, if one is.
@@ -173,7 +205,7 @@ impl LogWriter {
     }
 
     fn begin_batch(&mut self, seq: BatchSeq) -> Result<(), LogError> {
-        if self.file.is_none() || self.end.offset >= self.segment_bytes {
+        if self.file.is_none() || self.ends_segment() {
             self.roll(seq)?;
         }
         self.open = Some(OpenBatch {
@@ -218,7 +250,7 @@ impl LogWriter {
         file.write_all_at(&header.encode(), 0).map_err(fail)?;
         file.sync_data().map_err(fail)?;
         sync_dir(&self.dir)?;
-        self.file = Some(file);
+        self.file = Some(Arc::new(file));
         self.end = Place {
             segment,
             offset: SEGMENT_HEADER_BYTES,
@@ -365,19 +397,48 @@ impl LogWriter {
     /// Puts everything appended so far on the disk; returns the last whole batch, durable now (0: none).
     /// An error is final for this writer.
     pub fn sync(&mut self) -> Result<BatchSeq, LogError> {
-        if let Some(why) = &self.poisoned {
-            return Err(LogError::Poisoned(why.clone()));
+        if let Some(syncing) = self.begin_sync()? {
+            let done = syncing.wait();
+            self.end_sync(&syncing, done)?;
         }
-        let last = self.last.as_ref().map_or(BatchSeq(0), |c| c.seq);
-        if self.durable == last {
-            return Ok(last);
+        Ok(self.durable)
+    }
+
+    /// Hands everything appended so far to the system, to be put on the disk while more is appended ([`Syncing::wait`]); `None` if the
+    /// last whole batch is durable. [`LogWriter::end_sync`] has to come before anything else of this writer that puts something on the
+    /// disk or takes something away: an error of the disk is told to one of those who ask (fsync(2)). An error is final for this writer.
+    pub fn begin_sync(&mut self) -> Result<Option<Syncing>, LogError> {
+        self.write_out()?;
+        let (Some(file), Some(last)) = (&self.file, &self.last) else {
+            return Ok(None);
+        };
+        Ok((self.durable != last.seq).then(|| Syncing {
+            file: file.clone(),
+            path: segment_path(&self.dir, self.end.segment),
+            commit: last.clone(),
+            end: self.committed_end(),
+        }))
+    }
+
+    /// How [`Syncing::wait`] ended. An error is final for this writer.
+    pub fn end_sync(
+        &mut self,
+        syncing: &Syncing,
+        done: Result<(), LogError>,
+    ) -> Result<(), LogError> {
+        match done {
+            Ok(()) => {
+                debug_assert_eq!(syncing.end.segment, self.end.segment);
+                self.durable = syncing.commit.seq;
+                self.durable_end = syncing.end.offset;
+                Ok(())
+            }
+            Err(e) => {
+                self.poisoned = Some(e.to_string());
+                self.drop_what_is_not_durable();
+                Err(e)
+            }
         }
-        if let Err(e) = self.flush_and_sync() {
-            self.poisoned = Some(e.to_string());
-            self.drop_what_is_not_durable();
-            return Err(e);
-        }
-        Ok(last)
     }
 
     /// Drops the open batch, if any: the next record may begin it again.

@@ -1,12 +1,15 @@
-//! The append thread: records go to the log as they come, and by turns with other sources to the disk.
+//! The append thread: records go to the log as they come, and by turns with other sources to the disk. While much is on its way there
+//! and nobody else waits for the disk, more is appended behind it.
 
 use super::{Event, Item, Shared};
-use crate::segment::{LogError, LogWriter};
+use crate::segment::{LogError, LogWriter, Place, Syncing};
 use crate::turns::Had;
 use crate::vault::VaultTurns;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvError, bounded, select};
+use farwrite_core::{BatchSeq, Commit};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{Builder, Scope};
 
 /// Bytes appended before a durable commit is reported even if more records wait.
 pub(super) const SYNC_BYTES: u64 = 32 << 20;
@@ -18,6 +21,11 @@ const KEEP_FREE_BYTES: u64 = 64 << 20;
 const LOOK_BYTES: u64 = 8 << 20;
 /// With no more bytes than this to be put on the disk a source waits for no turn, and zeros are reserved for the next batch.
 const SMALL_BYTES: u64 = 64 << 10;
+/// With less than this to be put on the disk it is not worth a thread that waits for it.
+const BESIDE_BYTES: u64 = 1 << 20;
+
+/// What is on its way to the disk, and how that ended.
+type Synced = (Syncing, Result<(), LogError>);
 
 /// The append thread.
 pub(super) struct Append {
@@ -34,6 +42,8 @@ pub(super) struct Append {
     unsynced: u64,
     /// Bytes since the log last had no batch open.
     uncommitted: u64,
+    /// Where it is told that what is on its way to the disk has got there.
+    under_way: Option<Receiver<Synced>>,
 }
 
 impl Append {
@@ -55,20 +65,41 @@ impl Append {
             unlooked: u64::MAX,
             unsynced: 0,
             uncommitted: 0,
+            under_way: None,
         }
     }
 
     pub(super) fn run(mut self) {
         // Also if this thread panics: the apply thread waits for it.
         let _end = Appended(self.shared.clone());
-        if let Err((what, retry)) = self.serve() {
+        let turns = self.turns.clone();
+        let served = std::thread::scope(|scope| self.serve(scope, &turns));
+        if let Err((what, retry)) = served {
             self.shared.fail(what, retry);
         }
     }
 
-    fn serve(&mut self) -> Result<(), (String, bool)> {
-        while let Ok(item) = self.records.recv() {
-            let mut next = Some(item);
+    fn serve<'s>(
+        &mut self,
+        scope: &'s Scope<'s, '_>,
+        turns: &'s VaultTurns,
+    ) -> Result<(), (String, bool)> {
+        loop {
+            let mut next = match &self.under_way {
+                None => self.records.recv().ok(),
+                Some(synced) => select! {
+                    recv(self.records) -> item => item.ok(),
+                    recv(synced) -> synced => {
+                        self.synced(synced)?;
+                        // What was committed meanwhile.
+                        self.sync(scope, turns)?;
+                        continue;
+                    }
+                },
+            };
+            if next.is_none() {
+                break;
+            }
             while let Some(item) = next {
                 self.take(item)?;
                 if self.unsynced >= self.most() {
@@ -76,17 +107,19 @@ impl Append {
                 }
                 next = self.records.try_recv().ok();
             }
-            self.sync()?;
+            self.sync(scope, turns)?;
             // Bytes that are not committed yet count for the batch that they belong to.
             if self.log.open_batch().is_none() {
                 let small = std::mem::take(&mut self.uncommitted) <= SMALL_BYTES;
-                if small && self.records.is_empty() {
+                if small && self.records.is_empty() && self.under_way.is_none() {
                     self.log.reserve().map_err(refusal)?;
                 }
             }
         }
+        self.wait_for_disk()?;
         self.log.abort_batch().map_err(refusal)?;
-        self.sync()?;
+        self.sync(scope, turns)?;
+        self.wait_for_disk()?;
         self.log.drop_reserve().map_err(refusal)
     }
 
@@ -100,12 +133,18 @@ impl Append {
 
     fn take(&mut self, item: Item) -> Result<(), (String, bool)> {
         let record = match item {
-            Item::Abort => return self.log.abort_batch().map_err(refusal),
+            Item::Abort => {
+                self.wait_for_disk()?;
+                return self.log.abort_batch().map_err(refusal);
+            }
             Item::Record(r) => r,
         };
         let bytes = record.header.total_bytes();
         if self.log.open_batch().is_none() {
             self.check_space(bytes)?;
+        }
+        if self.log.ends_segment() {
+            self.wait_for_disk()?;
         }
         self.unlooked = self.unlooked.saturating_add(bytes);
         self.unsynced += bytes;
@@ -136,30 +175,87 @@ impl Append {
         Ok(())
     }
 
-    /// One fsync for all commits that are in; only then are they reported.
-    fn sync(&mut self) -> Result<(), (String, bool)> {
+    /// One fsync for all commits that are in; only then are they reported. Returns while it is under way if there is much to be put
+    /// on the disk: what comes meanwhile has its turn when that is done.
+    fn sync<'s>(
+        &mut self,
+        scope: &'s Scope<'s, '_>,
+        turns: &'s VaultTurns,
+    ) -> Result<(), (String, bool)> {
+        if let Some(synced) = &self.under_way {
+            match synced.try_recv() {
+                Ok(done) => self.synced(Ok(done))?,
+                Err(_) if self.unsynced >= self.most() => self.wait_for_disk()?,
+                Err(_) => return Ok(()),
+            }
+        }
         let before = self.shared.state.lock().last.as_ref().map(|c| c.seq);
         let last = self.log.last_commit().map(|c| c.seq);
         let Some(written) = last.filter(|seq| Some(*seq) != before) else {
             return Ok(());
         };
-        self.log.write_out().map_err(refusal)?;
+        let syncing = self.log.begin_sync().map_err(refusal)?;
         // The apply thread begins with it while the disk is busy, or others have their turn.
         self.shared.state.lock().written = Some((written, self.log.committed_end()));
         self.shared.changed.notify_all();
         let bytes = std::mem::take(&mut self.unsynced);
+        let Some(syncing) = syncing else {
+            // A new segment has put it on the disk.
+            let commit = self.log.last_commit().cloned();
+            self.durable(commit, self.log.committed_end());
+            return Ok(());
+        };
         // Who closes a source waits for all that it has.
-        let by_turns = bytes > SMALL_BYTES && !self.shared.is_closing();
-        let turn = by_turns.then(|| self.turns.sync.take_for(&mut self.had, bytes));
-        let seq = self.log.sync().map_err(refusal)?;
-        drop(turn);
+        let alone = self.shared.is_closing();
+        let turn =
+            (bytes > SMALL_BYTES && !alone).then(|| turns.sync.take_for(&mut self.had, bytes));
+        let (tell, synced) = bounded(1);
+        self.under_way = Some(synced);
+        let wait = move || {
+            let done = syncing.wait();
+            drop(turn);
+            let _ = tell.send((syncing, done));
+        };
+        if alone || bytes < BESIDE_BYTES || turns.sync.is_contended() {
+            wait();
+            return self.wait_for_disk();
+        }
+        let thread = Builder::new().name("vault-sync".into());
+        match thread.spawn_scoped(scope, wait) {
+            Ok(_) => Ok(()),
+            Err(e) => Err((format!("no thread to wait for the disk: {e}"), true)),
+        }
+    }
+
+    /// Waits for what is on its way to the disk.
+    fn wait_for_disk(&mut self) -> Result<(), (String, bool)> {
+        match &self.under_way {
+            Some(synced) => {
+                let synced = synced.recv();
+                self.synced(synced)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What was on its way to the disk is there, or is not.
+    fn synced(&mut self, synced: Result<Synced, RecvError>) -> Result<(), (String, bool)> {
+        self.under_way = None;
+        let gone = |_| ("the thread that waits for the disk panicked".into(), true);
+        let (syncing, done) = synced.map_err(gone)?;
+        self.log.end_sync(&syncing, done).map_err(refusal)?;
+        self.durable(Some(syncing.commit().clone()), syncing.end());
+        Ok(())
+    }
+
+    fn durable(&self, last: Option<Commit>, end: Place) {
+        let seq = last.as_ref().map_or(BatchSeq(0), |c| c.seq);
         let mut state = self.shared.state.lock();
-        state.last = self.log.last_commit().cloned();
-        state.durable_end = Some(self.log.committed_end());
+        state.last = last;
+        state.durable_end = Some(end);
         drop(state);
         self.shared.changed.notify_all();
         self.shared.emit(Event::Durable(seq));
-        Ok(())
     }
 }
 

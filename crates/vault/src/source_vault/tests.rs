@@ -1,6 +1,7 @@
 //! By turns with others: what the public interface does not show.
 
 use super::*;
+use crate::segment::{BatchReader, LogWriter};
 use crate::turns::PATIENCE;
 use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
 use crossbeam_channel::Receiver;
@@ -139,4 +140,40 @@ fn while_others_wait_for_the_disk_a_source_gets_a_little_of_it_at_a_time() {
     });
     many.vault.close().unwrap();
     few.vault.close().unwrap();
+}
+
+#[test]
+fn what_comes_while_the_disk_is_waited_for_is_acked_in_its_turn() {
+    // More than a segment of 256 MiB.
+    const BATCHES: u64 = 240;
+    let dir = tempfile::tempdir().unwrap();
+    let vault = Vault::init(dir.path(), false, Timestamp::from_nanos(1)).unwrap();
+    let mut one = Sender::new(&vault, "one");
+    for n in 1..=BATCHES {
+        if n.is_multiple_of(50) {
+            // Given up, and begun again.
+            let lost = Record::uncompressed(RecordKind::Block, one.seq.next(), vec![8; 700 << 10]);
+            one.hand_over(lost);
+            one.vault.abort_batch().unwrap();
+        }
+        one.send(&[600 << 10, 700 << 10]);
+    }
+    let (mut last, mut acks) = (BatchSeq(0), 0);
+    while last < BatchSeq(BATCHES) {
+        let seq = acked(&one.told);
+        assert!(seq > last && one.vault.last_commit().unwrap().seq >= seq);
+        (last, acks) = (seq, acks + 1);
+    }
+    assert!(acks < BATCHES, "many at once");
+    one.vault.close().unwrap();
+    let log = dir.path().join("sources/one/log");
+    assert_eq!(crate::segment::list_segments(&log).unwrap(), [1, 2]);
+    let (_, recovered) = LogWriter::open(&log, BatchSeq(0)).unwrap();
+    assert_eq!(recovered.last.unwrap().seq, BatchSeq(BATCHES));
+    let mut batches = BatchReader::open(&log, None).unwrap();
+    for n in 1..=BATCHES {
+        let batch = batches.next_batch(recovered.end.unwrap()).unwrap().unwrap();
+        assert_eq!((batch.commit.seq, batch.blocks.len()), (BatchSeq(n), 2));
+        assert!(batch.damage.is_empty());
+    }
 }

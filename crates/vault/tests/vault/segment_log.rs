@@ -63,6 +63,39 @@ fn what_was_written_is_read_back_across_segments() {
 }
 
 #[test]
+fn what_is_appended_while_the_disk_is_waited_for_is_not_durable_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 0, u64::MAX);
+    let batches = small_batches(&mut Maker::new(), 3);
+    let begin = |log: &mut LogWriter, batch: usize| {
+        batches[batch].iter().for_each(|r| append(log, r));
+        log.begin_sync().unwrap().unwrap()
+    };
+    let first = begin(&mut log, 0);
+    let first_end = log.committed_end();
+    batches[1].iter().for_each(|r| append(&mut log, r));
+    assert_eq!((first.commit().seq, first.end()), (BatchSeq(1), first_end));
+    log.end_sync(&first, first.wait()).unwrap();
+    let second = begin(&mut log, 2);
+    assert_eq!(second.commit().seq, BatchSeq(3));
+    // The disk has refused: nothing behind what is known to be there may be taken for durable.
+    let refused = LogError::Io {
+        what: "fsync",
+        path: dir.path().to_owned(),
+        source: std::io::Error::other("as if"),
+    };
+    assert!(log.end_sync(&second, Err(refused)).is_err());
+    assert!(log.sync().is_err() && log.append(&batches[0][0]).is_err());
+    drop(log);
+    let (mut log, recovered) = open(dir.path(), 0, u64::MAX);
+    assert_eq!(recovered.last.map(|c| c.seq), Some(BatchSeq(1)));
+    assert_eq!(recovered.end, Some(first_end));
+    batches[1].iter().for_each(|r| append(&mut log, r));
+    assert_eq!(log.sync().unwrap(), BatchSeq(2));
+    assert!(log.begin_sync().unwrap().is_none());
+}
+
+#[test]
 fn a_log_cut_at_any_byte_keeps_every_whole_batch_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path(), 0, u64::MAX);
