@@ -102,7 +102,7 @@ struct State {
     last: Option<Commit>,
     /// Behind the last durable batch.
     durable_end: Option<Place>,
-    /// The last batch that is in the log, on the disk or not yet, and its end: how far the apply thread may read.
+    /// The last batch that has begun to be put on the disk, and its end: how far the apply thread may read.
     written: Option<(BatchSeq, Place)>,
     failed: Option<String>,
     /// What the catalog holds.

@@ -190,6 +190,7 @@ impl Run<'_> {
         target.told.iter().collect::<io::Result<()>>()?;
         if large {
             // Before it has its name, and may replace what is there: an error of the disk is told here, or to nobody.
+            file.set_len(entry.meta.size)?;
             file.sync_data()?;
             farwrite_fs::forget_cached(file, 0, u64::MAX);
         }

@@ -48,6 +48,8 @@ pub struct LogWriter {
     /// Does the filesystem gain by a reserve?
     in_place: bool,
     open: Option<OpenBatch>,
+    /// Has a sync begun, and nobody said how it ended?
+    syncing: bool,
     poisoned: Option<String>,
 }
 
@@ -72,8 +74,38 @@ impl Syncing {
 
     /// Waits for the disk: for any thread. To be told to [`LogWriter::end_sync`].
     pub fn wait(&self) -> Result<(), LogError> {
+        #[cfg(test)]
+        if let Some(refused) = slow_disk::wait(&self.path) {
+            return Err(LogError::io("fsync", &self.path, refused));
+        }
         let done = self.file.sync_data();
         done.map_err(|e| LogError::io("fsync", &self.path, e))
+    }
+}
+
+/// A disk that answers when a test wants it to.
+#[cfg(test)]
+pub(crate) mod slow_disk {
+    use crossbeam_channel::Receiver;
+    use parking_lot::Mutex;
+    use std::io;
+    use std::path::{Path, PathBuf};
+
+    /// Whether it refuses.
+    type Answers = Receiver<Option<io::Error>>;
+
+    static DISKS: Mutex<Vec<(PathBuf, Answers)>> = Mutex::new(Vec::new());
+
+    /// The disk under this file answers as it is told.
+    pub(crate) fn make(file: &Path, answers: Answers) {
+        DISKS.lock().push((file.to_owned(), answers));
+    }
+
+    pub(super) fn wait(file: &Path) -> Option<io::Error> {
+        let disks = DISKS.lock();
+        let answers = disks.iter().find(|(at, _)| at == file)?.1.clone();
+        drop(disks);
+        answers.recv().unwrap()
     }
 }
 
@@ -124,6 +156,7 @@ impl LogWriter {
             in_place: File::open(dir).is_ok_and(farwrite_fs::overwrites_in_place),
             last: recovered.last.clone(),
             open: None,
+            syncing: false,
             poisoned: None,
         };
         Ok((writer, recovered))
@@ -225,6 +258,11 @@ impl LogWriter {
 
     /// Closes the segment and starts the next one: old bytes, new header and its name are durable when it returns.
     fn roll(&mut self, first_seq: BatchSeq) -> Result<(), LogError> {
+        if self.syncing {
+            let early = std::io::Error::other("its last bytes are still on their way to the disk");
+            let path = segment_path(&self.dir, self.end.segment);
+            return Err(LogError::io("end", &path, early));
+        }
         if self.file.is_some() {
             // A full segment has none left: it ends with the segment.
             self.reserved = 0;
@@ -405,19 +443,22 @@ impl LogWriter {
     }
 
     /// Hands everything appended so far to the system, to be put on the disk while more is appended ([`Syncing::wait`]); `None` if the
-    /// last whole batch is durable. [`LogWriter::end_sync`] has to come before anything else of this writer that puts something on the
-    /// disk or takes something away: an error of the disk is told to one of those who ask (fsync(2)). An error is final for this writer.
+    /// last whole batch is durable. [`LogWriter::end_sync`] has to come before the next sync and before a new segment
+    /// ([`LogWriter::ends_segment`]), whatever else fails: an error of the disk is told to one of those who ask (fsync(2)). What is taken
+    /// away meanwhile lies behind it. An error is final for this writer.
     pub fn begin_sync(&mut self) -> Result<Option<Syncing>, LogError> {
         self.write_out()?;
         let (Some(file), Some(last)) = (&self.file, &self.last) else {
             return Ok(None);
         };
-        Ok((self.durable != last.seq).then(|| Syncing {
+        let syncing = (self.durable != last.seq).then(|| Syncing {
             file: file.clone(),
             path: segment_path(&self.dir, self.end.segment),
             commit: last.clone(),
             end: self.committed_end(),
-        }))
+        });
+        self.syncing = syncing.is_some();
+        Ok(syncing)
     }
 
     /// How [`Syncing::wait`] ended. An error is final for this writer.
@@ -426,9 +467,9 @@ impl LogWriter {
         syncing: &Syncing,
         done: Result<(), LogError>,
     ) -> Result<(), LogError> {
+        self.syncing = false;
         match done {
             Ok(()) => {
-                debug_assert_eq!(syncing.end.segment, self.end.segment);
                 self.durable = syncing.commit.seq;
                 self.durable_end = syncing.end.offset;
                 Ok(())

@@ -12,6 +12,8 @@ mod scan;
 
 pub use batch::{BatchReader, BlockPlace, LoggedBatch};
 pub use header::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader};
+#[cfg(test)]
+pub(crate) use log::slow_disk;
 pub use log::{LogWriter, SEGMENT_BYTES, Syncing};
 pub use pruned::{
     DeadBlock, FREE_UNIT_BYTES, Freed, PrunedList, can_free, free_blocks, freeable, pruned_path,

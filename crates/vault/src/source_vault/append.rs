@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{Builder, Scope};
 
-/// Bytes appended before a durable commit is reported even if more records wait.
+/// Bytes appended before they are put on the disk even if more records wait; so many more may be appended until they are there.
 pub(super) const SYNC_BYTES: u64 = 32 << 20;
 /// The same while others wait for their turn to do so; a batch is not divided.
 const SHARED_SYNC_BYTES: u64 = 1 << 20;
@@ -38,7 +38,7 @@ pub(super) struct Append {
     had: Had,
     /// Bytes since the last look at the free space.
     unlooked: u64,
-    /// Bytes that are not known to be on the disk.
+    /// Bytes that are neither on the disk nor on their way there.
     unsynced: u64,
     /// Bytes since the log last had no batch open.
     uncommitted: u64,
@@ -73,10 +73,12 @@ impl Append {
         // Also if this thread panics: the apply thread waits for it.
         let _end = Appended(self.shared.clone());
         let turns = self.turns.clone();
-        let served = std::thread::scope(|scope| self.serve(scope, &turns));
-        if let Err((what, retry)) = served {
-            self.shared.fail(what, retry);
-        }
+        std::thread::scope(|scope| {
+            // Told at once, and not once the disk has answered.
+            if let Err((what, retry)) = self.serve(scope, &turns) {
+                self.shared.fail(what, retry);
+            }
+        });
     }
 
     fn serve<'s>(
@@ -102,7 +104,8 @@ impl Append {
             }
             while let Some(item) = next {
                 self.take(item)?;
-                if self.unsynced >= self.most() {
+                let there = self.under_way.as_ref().is_some_and(|s| !s.is_empty());
+                if there || self.unsynced >= self.most() {
                     break;
                 }
                 next = self.records.try_recv().ok();
@@ -211,19 +214,33 @@ impl Append {
             (bytes > SMALL_BYTES && !alone).then(|| turns.sync.take_for(&mut self.had, bytes));
         let (tell, synced) = bounded(1);
         self.under_way = Some(synced);
-        let wait = move || {
+        let wait: Box<dyn FnOnce() + Send + 's> = Box::new(move || {
             let done = syncing.wait();
             drop(turn);
             let _ = tell.send((syncing, done));
-        };
+        });
         if alone || bytes < BESIDE_BYTES || turns.sync.is_contended() {
             wait();
             return self.wait_for_disk();
         }
+        let (job, jobs) = bounded::<Box<dyn FnOnce() + Send + 's>>(1);
         let thread = Builder::new().name("vault-sync".into());
-        match thread.spawn_scoped(scope, wait) {
-            Ok(_) => Ok(()),
-            Err(e) => Err((format!("no thread to wait for the disk: {e}"), true)),
+        let helper = thread.spawn_scoped(scope, move || {
+            if let Ok(wait) = jobs.recv() {
+                wait();
+            }
+        });
+        match helper {
+            Ok(_) => {
+                // If it is gone it has told nothing, which is noticed.
+                let _ = job.send(wait);
+                Ok(())
+            }
+            Err(e) => {
+                tracing::debug!("no thread to wait for the disk: {e}");
+                wait();
+                self.wait_for_disk()
+            }
         }
     }
 
@@ -256,6 +273,18 @@ impl Append {
         drop(state);
         self.shared.changed.notify_all();
         self.shared.emit(Event::Durable(seq));
+    }
+}
+
+impl Drop for Append {
+    fn drop(&mut self) {
+        // However this ended: an error of the disk is told once (fsync(2)), and what it was about would be taken for durable by
+        // whoever opens the log next.
+        if let Some(synced) = self.under_way.take()
+            && let Ok((syncing, done)) = synced.recv()
+        {
+            let _ = self.log.end_sync(&syncing, done);
+        }
     }
 }
 

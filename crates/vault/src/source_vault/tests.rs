@@ -1,12 +1,13 @@
 //! By turns with others: what the public interface does not show.
 
 use super::*;
-use crate::segment::{BatchReader, LogWriter};
+use crate::segment::{BatchReader, LogWriter, segment_path, slow_disk};
 use crate::turns::PATIENCE;
 use crate::vault::{SYNCS_AT_ONCE, SourceInfo};
 use crossbeam_channel::Receiver;
 use farwrite_core::op::Chain;
 use farwrite_core::{Epoch, NodeId, RecordKind, Timestamp, codec};
+use std::path::Path;
 use std::time::Instant;
 
 /// A source, and what it is told.
@@ -176,4 +177,89 @@ fn what_comes_while_the_disk_is_waited_for_is_acked_in_its_turn() {
         assert_eq!((batch.commit.seq, batch.blocks.len()), (BatchSeq(n), 2));
         assert!(batch.damage.is_empty());
     }
+}
+
+/// A source with a durable batch, on a disk that does not answer from then on but by what it is told to, and two batches on their
+/// way to it.
+fn waiting_for_disk(dir: &Path) -> (Sender, crossbeam_channel::Sender<Option<std::io::Error>>) {
+    let vault = Vault::init(dir, false, Timestamp::from_nanos(1)).unwrap();
+    let mut one = Sender::new(&vault, "one");
+    one.send(&[1000]);
+    assert_eq!(acked(&one.told), BatchSeq(1));
+    let (answer, answers) = crossbeam_channel::unbounded();
+    slow_disk::make(&segment_path(&dir.join("sources/one/log"), 1), answers);
+    one.send(&[1 << 20, 1 << 20]);
+    let begun = |one: &Sender| one.vault.shared.state.lock().written.map(|(seq, _)| seq);
+    let deadline = Instant::now() + PATIENCE;
+    while begun(&one) < Some(BatchSeq(2)) {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    one.send(&[1 << 20]);
+    // It is appended while the disk is waited for.
+    while one.vault.shared.state.lock().waiting_bytes > 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let early = one.told.try_iter().find(|e| matches!(e, Event::Durable(_)));
+    assert_eq!(early, None);
+    (one, answer)
+}
+
+/// Returns once a source is told that something failed, and nothing that it should not be told before.
+fn failed(told: &Receiver<Event>) {
+    loop {
+        match told.recv_timeout(PATIENCE).unwrap() {
+            Event::Failed { .. } => return,
+            Event::Mirrored(_) | Event::Calm => {}
+            Event::Durable(seq) => panic!("{seq} is not durable"),
+        }
+    }
+}
+
+/// The last batch that is in a log which is opened anew.
+fn last_in(dir: &Path) -> u64 {
+    let (_, recovered) = LogWriter::open(&dir.join("sources/one/log"), BatchSeq(1)).unwrap();
+    recovered.last.map_or(0, |c| c.seq.0)
+}
+
+#[test]
+fn nothing_is_acked_before_the_disk_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, answer) = waiting_for_disk(dir.path());
+    answer.send(None).unwrap();
+    assert_eq!(acked(&one.told), BatchSeq(2));
+    // For the third, the disk has not answered yet.
+    assert_eq!(one.vault.last_commit().unwrap().seq, BatchSeq(2));
+    answer.send(None).unwrap();
+    assert_eq!(acked(&one.told), BatchSeq(3));
+    one.vault.close().unwrap();
+    assert_eq!(last_in(dir.path()), 3);
+}
+
+#[test]
+fn what_the_disk_refused_is_not_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, answer) = waiting_for_disk(dir.path());
+    answer.send(Some(std::io::Error::other("as if"))).unwrap();
+    let told = one.told.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        matches!(told, Event::Failed { retry: true, .. }),
+        "{told:?}"
+    );
+    let _ = one.vault.close();
+    assert_eq!(last_in(dir.path()), 1);
+}
+
+#[test]
+fn an_error_of_the_disk_is_heard_even_if_something_else_fails_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, answer) = waiting_for_disk(dir.path());
+    let out_of_turn = Record::uncompressed(RecordKind::Block, BatchSeq(9), vec![1; 10]);
+    one.hand_over(out_of_turn);
+    // Told while the disk still does not answer.
+    failed(&one.told);
+    answer.send(Some(std::io::Error::other("as if"))).unwrap();
+    let _ = one.vault.close();
+    assert_eq!(last_in(dir.path()), 1);
 }
