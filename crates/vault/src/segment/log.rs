@@ -83,32 +83,6 @@ impl Syncing {
     }
 }
 
-/// A disk that answers when a test wants it to.
-#[cfg(test)]
-pub(crate) mod slow_disk {
-    use crossbeam_channel::Receiver;
-    use parking_lot::Mutex;
-    use std::io;
-    use std::path::{Path, PathBuf};
-
-    /// Whether it refuses.
-    type Answers = Receiver<Option<io::Error>>;
-
-    static DISKS: Mutex<Vec<(PathBuf, Answers)>> = Mutex::new(Vec::new());
-
-    /// The disk under this file answers as it is told.
-    pub(crate) fn make(file: &Path, answers: Answers) {
-        DISKS.lock().push((file.to_owned(), answers));
-    }
-
-    pub(super) fn wait(file: &Path) -> Option<io::Error> {
-        let disks = DISKS.lock();
-        let answers = disks.iter().find(|(at, _)| at == file)?.1.clone();
-        drop(disks);
-        answers.recv().unwrap()
-    }
-}
-
 /// What is known of the batch being written.
 struct OpenBatch {
     seq: BatchSeq,
@@ -631,4 +605,30 @@ fn pad_to_align(offset: u64, seq: BatchSeq) -> Option<Record> {
         header,
         payload: zeros.into(),
     })
+}
+
+/// A disk that answers when a test wants it to.
+#[cfg(test)]
+pub(crate) mod slow_disk {
+    use crossbeam_channel::Receiver;
+    use parking_lot::Mutex;
+    use std::io;
+    use std::path::{Path, PathBuf};
+
+    /// Whether it refuses.
+    type Answers = Receiver<Option<io::Error>>;
+
+    static DISKS: Mutex<Vec<(PathBuf, Answers)>> = Mutex::new(Vec::new());
+
+    /// The disk under this file answers as it is told.
+    pub(crate) fn make(file: &Path, answers: Answers) {
+        DISKS.lock().push((file.to_owned(), answers));
+    }
+
+    pub(super) fn wait(file: &Path) -> Option<io::Error> {
+        let disks = DISKS.lock();
+        let answers = disks.iter().find(|(at, _)| at == file)?.1.clone();
+        drop(disks);
+        answers.recv().unwrap()
+    }
 }
