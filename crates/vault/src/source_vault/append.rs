@@ -209,9 +209,9 @@ impl Append {
             return Ok(());
         };
         // Who closes a source waits for all that it has.
-        let alone = self.shared.is_closing();
+        let closing = self.shared.is_closing();
         let turn =
-            (bytes > SMALL_BYTES && !alone).then(|| turns.sync.take_for(&mut self.had, bytes));
+            (bytes > SMALL_BYTES && !closing).then(|| turns.sync.take_for(&mut self.had, bytes));
         let (tell, synced) = bounded(1);
         self.under_way = Some(synced);
         let wait: Box<dyn FnOnce() + Send + 's> = Box::new(move || {
@@ -219,7 +219,7 @@ impl Append {
             drop(turn);
             let _ = tell.send((syncing, done));
         });
-        if alone || bytes < BESIDE_BYTES || turns.sync.is_contended() {
+        if closing || bytes < BESIDE_BYTES || turns.sync.is_contended() {
             wait();
             return self.wait_for_disk();
         }

@@ -856,7 +856,7 @@ fn a_large_file_that_does_not_fit_ends_the_restore() {
     }
 }
 
-/// A vault with a file `large`, and its history.
+/// A source with one file, `large`, of so many pieces of `len` bytes, `every` bytes from each other.
 fn with_large_file(count: u32, len: u32, every: u32, block: impl Fn(u32) -> Vec<u8>) -> Site {
     let site = Site::new(false);
     let mut maker = Maker::new();
